@@ -1,0 +1,270 @@
+"""BAPO's search for clip bounds, as a pure function of sums that add over tokens, micro-batches and ranks.
+
+Source: "BAPO: Stabilizing Off-Policy Reinforcement Learning for LLMs via Balanced Policy Optimization with Adaptive
+Clipping", arXiv 2510.18927, Eq. 4-8 and Algorithm 1. Not Batch Adaptation or Boundary-Aware policy optimization.
+
+The paper recomputes the share of positive contributions after every step of the bounds. The contribution of positive
+tokens depends on the upper bound only and that of negative tokens on the lower only, so the whole path of the search
+needs one sum per grid interval: a histogram. It is exact, it adds, and one all-reduce of it gives every rank the same
+bounds.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float, Float64
+from torch import Tensor
+
+from equipoise.types import ClipBounds
+
+Measure = Literal["gradient", "surrogate"]
+
+TIE = 1e-9
+"""A share this close below the target has reached it: the target is often an exact tie of float64 sums."""
+
+
+@dataclass(frozen=True)
+class BoundGrid:
+    """The grid the bounds are searched on: absolute ratio bounds, each as (start, end), and the steps.
+
+    Points are start + k * step for integer k, never an accumulated float (0.6 + 15 * 0.02 by addition misses 0.9).
+    Defaults are the paper's values. low=(l, l) fixes the lower bound, high=(h, h) the upper.
+
+    Raises:
+        ValueError: unless 0 < low[0] <= low[1] <= 1 <= high[0] <= high[1] < inf and both steps are positive.
+    """
+
+    low: tuple[float, float] = (0.6, 0.9)
+    high: tuple[float, float] = (1.2, 3.0)
+    low_step: float = 0.02
+    high_step: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not (0 < self.low[0] <= self.low[1] <= 1):
+            raise ValueError(f"low must satisfy 0 < low[0] <= low[1] <= 1, got low={self.low}")
+        if not (1 <= self.high[0] <= self.high[1] < math.inf):
+            raise ValueError(f"high must satisfy 1 <= high[0] <= high[1] < inf, got high={self.high}")
+        for name in ("low_step", "high_step"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {name}={getattr(self, name)}")
+
+    @classmethod
+    def fixed(cls, bounds: ClipBounds) -> "BoundGrid":
+        """The grid with one point: nothing to search, shares can still be measured. The upper bound must be finite."""
+        return cls(low=(bounds.low, bounds.low), high=(bounds.high, bounds.high))
+
+    @property
+    def low_points(self) -> list[float]:
+        """Lower bounds in search order, ascending."""
+        return _points(*self.low, self.low_step)
+
+    @property
+    def high_points(self) -> list[float]:
+        """Upper bounds in search order, ascending."""
+        return _points(*self.high, self.high_step)
+
+
+def _points(start: float, end: float, step: float) -> list[float]:
+    # 1e-9 of a step forgives the rounding of (end - start) / step, so that the end point belongs to the grid.
+    # Rounded to 12 places: 0.6 + 15 * 0.02 is 0.8999999999999999.
+    return [round(start + k * step, 12) for k in range(math.floor((end - start) / step + 1e-9) + 1)]
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """Sums of w A rho and w A per interval of a grid, for positive and negative tokens. Adds; see `contribution`.
+
+    Attributes:
+        positive_ratio: sum of w A rho over tokens with A > 0 by interval of the upper grid: bin k holds
+            h_(k-1) <= rho < h_k, the last bin rho >= the last point.
+        positive: the same sums of w A.
+        negative_ratio: sum of w |A| rho over tokens with A < 0 by interval of the lower grid: bin m holds
+            l_(m-1) < rho <= l_m, the last bin rho > the last point.
+        negative: the same sums of w |A|.
+        grid: the grid of the bins.
+        measure: which of the two measures `select_bounds` follows; both can be read from the sums.
+    """
+
+    positive_ratio: Float64[Tensor, " high_bins"]
+    positive: Float64[Tensor, " high_bins"]
+    negative_ratio: Float64[Tensor, " low_bins"]
+    negative: Float64[Tensor, " low_bins"]
+    grid: BoundGrid
+    measure: Measure
+
+    def __add__(self, other: "Contribution | int") -> "Contribution":
+        """The contribution of both sets of tokens. 0 is neutral, so that `sum` works."""
+        if other == 0:
+            return self
+        if not isinstance(other, Contribution):
+            return NotImplemented
+        if (self.grid, self.measure) != (other.grid, other.measure):
+            raise ValueError(
+                f"contributions add only on one grid and measure, got {self.grid}, {self.measure!r} "
+                f"and {other.grid}, {other.measure!r}"
+            )
+        return self.with_vector(self.vector + other.vector)
+
+    __radd__ = __add__
+
+    @property
+    def vector(self) -> Float64[Tensor, " size"]:
+        """All sums in one vector: what an all-reduce has to carry."""
+        return torch.cat([self.positive_ratio, self.positive, self.negative_ratio, self.negative])
+
+    def with_vector(self, vector: Float64[Tensor, " size"]) -> "Contribution":
+        """This contribution with the sums replaced, as they come back from an all-reduce."""
+        high, low = self.positive.numel(), self.negative.numel()
+        a, b, c, d = vector.split([high, high, low, low])
+        return replace(self, positive_ratio=a, positive=b, negative_ratio=c, negative=d)
+
+    def positive_sums(self, measure: Measure | None = None) -> Float64[Tensor, " high_points"]:
+        """P(h) at every point of the upper grid.
+
+        gradient: sum of w A rho over rho < h. surrogate: sum of w A min(rho, h).
+        """
+        below = self.positive_ratio.cumsum(0)[:-1]
+        if (measure or self.measure) == "gradient":
+            return below
+        above = self.positive.sum() - self.positive.cumsum(0)[:-1]
+        return below + above * below.new_tensor(self.grid.high_points)
+
+    def negative_sums(self, measure: Measure | None = None) -> Float64[Tensor, " low_points"]:
+        """N(l) at every point of the lower grid.
+
+        gradient: sum of w |A| rho over rho > l. surrogate: sum of w |A| max(rho, l).
+        """
+        # Summed from the far end: a difference of two large sums would leave rounding where exactly 0 is meant.
+        above = self.negative_ratio.flip(0).cumsum(0).flip(0)[1:]
+        if (measure or self.measure) == "gradient":
+            return above
+        return above + self.negative.cumsum(0)[:-1] * above.new_tensor(self.grid.low_points)
+
+    def share(self, low_index: int = 0, high_index: int = 0, measure: Measure | None = None) -> float:
+        """rho = P / (P + N) at grid point (low_index, high_index); NaN when nothing contributes."""
+        positive = float(self.positive_sums(measure)[high_index])
+        negative = float(self.negative_sums(measure)[low_index])
+        return positive / (positive + negative) if positive + negative > 0 else math.nan
+
+
+@torch.no_grad()
+def contribution(
+    ratio: Float[Tensor, "*shape"],
+    advantage: Float[Tensor, "*shape"],
+    action_mask: Bool[Tensor, "*shape"],
+    grid: BoundGrid,
+    *,
+    measure: Measure = "gradient",
+    token_weight: Float[Tensor, "*shape"] | None = None,
+) -> Contribution:
+    """What each token adds to the positive and the negative side of an update, summed by interval of the grid.
+
+    Source: arXiv 2510.18927, Eq. 7-8. "gradient" counts w rho |A| of the tokens whose gradient survives the clip
+    (Eq. 5, 7 and the paper's text; the share rises with both bounds). "surrogate" counts the clipped objective
+    (Eq. 8 as printed; raising the lower bound then lowers the share).
+
+    Args:
+        ratio: rho = pi / mu per token, detached here; > 0 inside the mask.
+        advantage: A per token.
+        action_mask: tokens that carry loss; whatever lies outside is ignored, NaN included.
+        grid: the grid the bounds will be searched on.
+        measure: the measure `select_bounds` will follow.
+        token_weight: w per token: pi_rollout(y_t) for the weighting of Eq. 8, None for 1.
+
+    Returns:
+        Contribution in float64; add those of micro-batches, and all-reduce `.vector` over ranks.
+
+    Raises:
+        ValueError: an unknown measure, or NaN or infinite values inside the mask.
+    """
+    if measure not in get_args(Measure):
+        raise ValueError(f"measure must be 'gradient' or 'surrogate', got {measure!r}")
+    ratio, advantage = ratio[action_mask].double(), advantage[action_mask].double()
+    weight = torch.ones_like(ratio) if token_weight is None else token_weight[action_mask].double()
+    weighted = weight * advantage
+    if not bool((weighted * ratio).isfinite().all()):
+        raise ValueError("ratio, advantage and token_weight must be finite on every action token, got NaN or infinity")
+    high = torch.tensor(grid.high_points, dtype=torch.float64, device=ratio.device)
+    low = torch.tensor(grid.low_points, dtype=torch.float64, device=ratio.device)
+    high_bin = torch.bucketize(ratio, high, right=True)  # number of points h <= rho
+    low_bin = torch.bucketize(ratio, low, right=False)  # number of points l < rho
+
+    def sums(bins: Tensor, values: Tensor, size: int) -> Tensor:
+        return torch.bincount(bins, weights=values, minlength=size)
+
+    up, down = weighted.clamp(min=0), (-weighted).clamp(min=0)
+    return Contribution(
+        positive_ratio=sums(high_bin, up * ratio, high.numel() + 1),
+        positive=sums(high_bin, up, high.numel() + 1),
+        negative_ratio=sums(low_bin, down * ratio, low.numel() + 1),
+        negative=sums(low_bin, down, low.numel() + 1),
+        grid=grid,
+        measure=measure,
+    )
+
+
+@dataclass(frozen=True)
+class BoundsSelection:
+    """The bounds of one update and how they were found.
+
+    Attributes:
+        bounds: absolute clip bounds.
+        share_before: P / (P + N) at the start of the path; NaN when nothing contributes.
+        share_after: the same at the selected bounds.
+        steps: position on the path: 0 is the start.
+        exhausted: the path ended before the target was reached.
+        inactive: no bound on the path changes anything (all ratios 1, or no tokens), so the start was kept.
+    """
+
+    bounds: ClipBounds
+    share_before: float
+    share_after: float
+    steps: int
+    exhausted: bool
+    inactive: bool
+
+
+def select_bounds(contribution: Contribution, grid: BoundGrid, *, target_share: float = 0.4) -> BoundsSelection:
+    """The first bounds on BAPO's path whose share of positive contributions reaches the target (Algorithm 1).
+
+    The path raises the upper bound to its end, then the lower. Exact in one pass over the sums; no memory between
+    updates. All bounds equal (every ratio 1): the start, reported as inactive. Nothing reaches the target: the end of
+    the path, reported as exhausted.
+
+    Args:
+        contribution: of the whole update: summed over micro-batches and ranks.
+        grid: the grid the contribution was binned on.
+        target_share: rho_0 in (0, 1).
+
+    Returns:
+        BoundsSelection.
+
+    Raises:
+        ValueError: target_share outside (0, 1), or a contribution of another grid.
+    """
+    if not 0 < target_share < 1:
+        raise ValueError(f"target_share must be in (0, 1), got {target_share}")
+    if contribution.grid != grid:
+        raise ValueError(f"contribution was binned on {contribution.grid}, got grid {grid}")
+    positive, negative = contribution.positive_sums().cpu(), contribution.negative_sums().cpu()
+    # The path: the lower bound at its start while the upper runs, then the upper at its end while the lower runs.
+    path_positive = torch.cat([positive, positive[-1:].expand(negative.numel() - 1)])
+    path_negative = torch.cat([negative[:1].expand(positive.numel()), negative[1:]])
+    inactive = bool((path_positive == path_positive[0]).all() and (path_negative == path_negative[0]).all())
+    total = path_positive + path_negative
+    share = torch.where(total > 0, path_positive / total, torch.nan)
+    reached = (share >= target_share - TIE).nonzero()
+    exhausted = not inactive and reached.numel() == 0
+    steps = 0 if inactive else int(reached[0]) if reached.numel() else share.numel() - 1
+    high_index = min(steps, positive.numel() - 1)
+    low_index = steps - high_index
+    return BoundsSelection(
+        bounds=ClipBounds(grid.low_points[low_index], grid.high_points[high_index]),
+        share_before=float(share[0]),
+        share_after=float(share[steps]),
+        steps=steps,
+        exhausted=exhausted,
+        inactive=inactive,
+    )

@@ -1,0 +1,5 @@
+"""The only state of equipoise: small objects that take and give plain numbers, once per optimizer update."""
+
+from equipoise.controllers.polarity import PolarityController
+
+__all__ = ["PolarityController"]

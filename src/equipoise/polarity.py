@@ -1,0 +1,106 @@
+"""Entropy polarity: which updates expand the entropy and which contract it, and the reweighting built on it.
+
+Source: "Entropy Polarity in Reinforcement Fine-Tuning: Direction, Asymmetry, and Control", arXiv 2605.11775. The
+first-order formulas are derived (docs/mathematics.md); the form of the reweighting is our reading of the paper.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from equipoise.clipping import unclipped
+from equipoise.types import ClipBounds, TokenStatistics
+
+
+def entropy_polarity(
+    statistics: TokenStatistics, advantage: Float[Tensor, "*shape"]
+) -> Float[Tensor, "*shape"]:
+    """P = A T (arXiv 2605.11775): > 0 where a small step on A log pi_a expands the entropy, < 0 where it contracts.
+
+    Detached. Unit: nats per unit step size. Undefined where the advantage or the statistics are.
+    """
+    return advantage.detach() * statistics.tendency
+
+
+def predicted_entropy_change(
+    statistics: TokenStatistics,
+    advantage: Float[Tensor, "*shape"],
+    ratio: Float[Tensor, "*shape"],
+    bounds: ClipBounds,
+) -> Float[Tensor, "*shape"]:
+    """m rho A T: first-order entropy change of the clipped surrogate per unit step on the tempered logits.
+
+    m = 0 where the clip leaves no gradient (`equipoise.clipping.unclipped`), else 1. Detached; nats per unit step. It
+    is the tabular change at the token's own state: parameters shared between states are not in it.
+    """
+    ratio = ratio.detach()
+    return unclipped(ratio, advantage, bounds) * ratio * entropy_polarity(statistics, advantage)
+
+
+def expansion_threshold(statistics: TokenStatistics) -> Float[Tensor, "*shape"]:
+    """p*(s) = exp(W0(C e^H) - H): raising a token expands the entropy (T > 0) iff pi_a < p*. In [e^-H, 1]. Detached.
+
+    W0 is the Lambert W function; derived from T = C - pi_a (log pi_a + H) (docs/mathematics.md).
+    """
+    entropy = statistics.entropy.detach().double()
+    correction = statistics.correction.double()
+    threshold = (_lambert_w0(correction * entropy.exp()) - entropy).exp()
+    return threshold.to(statistics.correction.dtype)
+
+
+def _lambert_w0(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """w >= 0 with w e^w = x, for x >= 0: Halley's iteration, which converges cubically from log1p(x)."""
+    w = x.log1p()
+    for _ in range(8):
+        exp_w = w.exp()
+        residual = w * exp_w - x
+        w = w - residual / (exp_w * (w + 1) - (w + 2) * residual / (2 * w + 2))
+    return w
+
+
+@dataclass(frozen=True)
+class BranchWeights:
+    """One weight on the advantage for each quadrant: expanding or contracting token x sign of its advantage.
+
+    The plain form of PAPO has two equal pairs (`BranchWeights.of_branches`). Weights are > 0, so that no advantage
+    changes its sign and no clip decision changes.
+
+    Raises:
+        ValueError: a weight that is not positive and finite.
+    """
+
+    expanding_positive: float = 1.0
+    expanding_negative: float = 1.0
+    contracting_positive: float = 1.0
+    contracting_negative: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not 0 < value < float("inf"):
+                raise ValueError(f"branch weights must be positive and finite, got {name}={value}")
+
+    @classmethod
+    def of_branches(cls, expanding: float, contracting: float) -> "BranchWeights":
+        """w+ on both expanding quadrants, w- on both contracting ones."""
+        return cls(expanding, expanding, contracting, contracting)
+
+
+def reweight_by_polarity(
+    advantage: Float[Tensor, "*shape"],
+    polarity: Float[Tensor, "*shape"],
+    weights: BranchWeights,
+    *,
+    neutral_zone: float = 0.0,
+) -> Float[Tensor, "*shape"]:
+    """A' = w A, w chosen by the sign of the polarity and of A; tokens with |P| <= neutral_zone keep A. Detached.
+
+    Our reading of PAPO's advantage reweighting (arXiv 2605.11775, abstract). With w± = 1 ± k this is
+    A' = A + k |A| sign(T), a bonus on expanding tokens scaled by |A|.
+    """
+    advantage = advantage.detach()
+    expanding = torch.where(advantage > 0, weights.expanding_positive, weights.expanding_negative)
+    contracting = torch.where(advantage > 0, weights.contracting_positive, weights.contracting_negative)
+    weight = torch.where(polarity > neutral_zone, expanding, torch.where(polarity < -neutral_zone, contracting, 1.0))
+    return advantage * weight.to(advantage.dtype)
