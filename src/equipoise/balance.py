@@ -65,6 +65,11 @@ class BoundGrid:
         """Upper bounds in search order, ascending."""
         return _points(*self.high, self.high_step)
 
+    def path_point(self, steps: int) -> tuple[int, int]:
+        """(low_index, high_index) after `steps` steps of the search: the upper bound first, to its end."""
+        high_index = min(steps, len(self.high_points) - 1)
+        return steps - high_index, high_index
+
 
 def _points(start: float, end: float, step: float) -> list[float]:
     # 1e-9 of a step forgives the rounding of (end - start) / step, so that the end point belongs to the grid.
@@ -192,7 +197,7 @@ def contribution(
     low_bin = torch.bucketize(ratio, low, right=False)  # number of points l < rho
 
     def sums(bins: Tensor, values: Tensor, size: int) -> Tensor:
-        return torch.bincount(bins, weights=values, minlength=size)
+        return torch.bincount(bins, weights=values, minlength=size).double()  # bincount of nothing is int64
 
     up, down = weighted.clamp(min=0), (-weighted).clamp(min=0)
     return Contribution(
@@ -258,8 +263,7 @@ def select_bounds(contribution: Contribution, grid: BoundGrid, *, target_share: 
     reached = (share >= target_share - TIE).nonzero()
     exhausted = not inactive and reached.numel() == 0
     steps = 0 if inactive else int(reached[0]) if reached.numel() else share.numel() - 1
-    high_index = min(steps, positive.numel() - 1)
-    low_index = steps - high_index
+    low_index, high_index = grid.path_point(steps)
     return BoundsSelection(
         bounds=ClipBounds(grid.low_points[low_index], grid.high_points[high_index]),
         share_before=float(share[0]),

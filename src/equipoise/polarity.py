@@ -100,7 +100,11 @@ def reweight_by_polarity(
     A' = A + k |A| sign(T), a bonus on expanding tokens scaled by |A|.
     """
     advantage = advantage.detach()
-    expanding = torch.where(advantage > 0, weights.expanding_positive, weights.expanding_negative)
-    contracting = torch.where(advantage > 0, weights.contracting_positive, weights.contracting_negative)
+    # masked_fill keeps the type of the advantage; torch.where of two numbers would round the weights to float32.
+    positive = advantage > 0
+    expanding = torch.full_like(advantage, weights.expanding_negative).masked_fill(positive, weights.expanding_positive)
+    contracting = torch.full_like(advantage, weights.contracting_negative).masked_fill(
+        positive, weights.contracting_positive
+    )
     weight = torch.where(polarity > neutral_zone, expanding, torch.where(polarity < -neutral_zone, contracting, 1.0))
-    return advantage * weight.to(advantage.dtype)
+    return advantage * weight

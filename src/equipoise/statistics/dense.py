@@ -48,8 +48,8 @@ class _DenseStatistics(torch.autograd.Function):
         moments = moments_of(tempered)
         check_rows(moments.maximum)
         target_logit = tempered.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-        logprob, entropy, tendency, correction, log_normalizer = row_statistics(moments, target_logit)
-        ctx.save_for_backward(logits, targets, log_normalizer, entropy)
+        logprob, entropy, tendency, correction, log_s0 = row_statistics(moments, target_logit)
+        ctx.save_for_backward(logits, targets, moments.maximum, log_s0, entropy)
         ctx.temperature = temperature
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(tendency, correction)
@@ -58,10 +58,10 @@ class _DenseStatistics(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, logprob_gradient, entropy_gradient, *_):
-        logits, targets, log_normalizer, entropy = ctx.saved_tensors
+        logits, targets, maximum, log_s0, entropy = ctx.saved_tensors
         if logprob_gradient is None and entropy_gradient is None:
             return None, None, None
-        log_p = logits.to(log_normalizer.dtype) / ctx.temperature - log_normalizer.unsqueeze(-1)
+        log_p = logits.to(log_s0.dtype) / ctx.temperature - maximum.unsqueeze(-1) - log_s0.unsqueeze(-1)
         gradient = logit_gradient(log_p, entropy, logprob_gradient, entropy_gradient)
         if logprob_gradient is not None:
             gradient.scatter_add_(-1, targets.unsqueeze(-1), logprob_gradient.unsqueeze(-1))

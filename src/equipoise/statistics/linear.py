@@ -118,8 +118,8 @@ class _LinearStatistics(torch.autograd.Function):
             part = moments_of(logits)
             moments = part if moments is None else merged(moments, part)
         check_rows(moments.maximum)
-        logprob, entropy, tendency, correction, log_normalizer = row_statistics(moments, target_logit)
-        ctx.save_for_backward(hidden, weight, targets, bias, log_normalizer, entropy)
+        logprob, entropy, tendency, correction, log_s0 = row_statistics(moments, target_logit)
+        ctx.save_for_backward(hidden, weight, targets, bias, moments.maximum, log_s0, entropy)
         ctx.temperature, ctx.softcap = temperature, softcap
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(tendency, correction)
@@ -130,7 +130,7 @@ class _LinearStatistics(torch.autograd.Function):
     def backward(ctx, logprob_gradient, entropy_gradient, *_):
         if logprob_gradient is None and entropy_gradient is None:
             return (None,) * 6
-        hidden, weight, targets, bias, log_normalizer, entropy = ctx.saved_tensors
+        hidden, weight, targets, bias, maximum, log_s0, entropy = ctx.saved_tensors
         head = _Head(hidden, weight, bias, ctx.temperature, ctx.softcap)
         wants_hidden, wants_weight, _, wants_bias = ctx.needs_input_grad[:4]
         hidden_gradient = torch.zeros_like(head.hidden) if wants_hidden else None
@@ -138,7 +138,8 @@ class _LinearStatistics(torch.autograd.Function):
         bias_gradient = torch.empty_like(bias, dtype=head.dtype) if wants_bias else None
         for start, stop in head.spans():
             logits, slope = head.tile(start, stop)
-            gradient = logit_gradient(logits.sub_(log_normalizer[:, None]), entropy, logprob_gradient, entropy_gradient)
+            log_p = logits.sub_(maximum[:, None]).sub_(log_s0[:, None])
+            gradient = logit_gradient(log_p, entropy, logprob_gradient, entropy_gradient)
             if logprob_gradient is not None:
                 inside, column = _targets_in(targets, start, stop)
                 gradient.scatter_add_(1, column, (logprob_gradient * inside)[:, None])

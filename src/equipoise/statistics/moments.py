@@ -69,13 +69,16 @@ def merged(a: Moments, b: Moments) -> Moments:
 
 
 class RowStatistics(NamedTuple):
-    """Per row: log-prob, entropy, tendency and correction of the target, and log Z for a backward pass."""
+    """Per row: log-prob, entropy, tendency and correction of the target, and log Z for a backward pass.
+
+    log Z comes as the difference to the maximum, log S0: their sum would round away the digits of log p.
+    """
 
     logprob: Float[Tensor, "*rows"]
     entropy: Float[Tensor, "*rows"]
     tendency: Float[Tensor, "*rows"]
     correction: Float[Tensor, "*rows"]
-    log_normalizer: Float[Tensor, "*rows"]
+    log_s0: Float[Tensor, "*rows"]
 
 
 def row_statistics(moments: Moments, target_logit: Float[Tensor, "*rows"]) -> RowStatistics:
@@ -89,4 +92,4 @@ def row_statistics(moments: Moments, target_logit: Float[Tensor, "*rows"]) -> Ro
     surprise = (shifted - r).masked_fill(shifted.isneginf(), 0.0)  # a token of probability 0 contributes nothing
     of_maximum = (r * (t0 - u0) + q1) / s0.square()
     tendency = torch.where(shifted == 0, of_maximum, correction - probability * surprise)
-    return RowStatistics(shifted - log_s0, log_s0 - r, tendency, correction, maximum + log_s0)
+    return RowStatistics(shifted - log_s0, log_s0 - r, tendency, correction, log_s0)

@@ -1,0 +1,269 @@
+"""Examples from a file or from the hub, as a data set with the columns "prompt" and "answer", checked before training.
+
+Whatever is wrong with the data is an `InputError` of one line that names the source, the row and the column.
+"""
+
+import csv
+import difflib
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+from datasets import Dataset
+
+from equipoise.errors import InputError
+
+
+def load_examples(
+    source: str,
+    *,
+    prompt_column: str = "prompt",
+    answer_column: str = "answer",
+    split: str = "train",
+    chat: bool = False,
+) -> Dataset:
+    """The examples of a file or hub data set, with checked columns "prompt" and "answer" and all others unchanged.
+
+    A source that exists on disk, ends in a known suffix or starts like a path is a file: .jsonl or .json-lines (one
+    object per line, blank lines allowed, missing keys become None), .parquet or .csv (every value is text). Anything
+    else is a hub id, "owner/name" or "owner/name:configuration".
+
+    Args:
+        source: path or hub id.
+        prompt_column: column that becomes "prompt": strings, or lists of chat messages {"role", "content"}.
+        answer_column: column that becomes "answer": strings; numbers are turned into strings.
+        split: of a hub data set; files have none.
+        chat: make each plain string one message of the user, for the chat template of the model.
+
+    Raises:
+        InputError: when the source cannot be read, a column is missing, or a prompt or answer is unusable.
+    """
+    table = _hub_table(source, split) if _is_hub_id(source) else _file_table(source)
+    _check_columns(table, prompt_column, answer_column)
+    prompts = _checked(table, prompt_column, _prompt)
+    answers = _checked(table, answer_column, _answer)
+    if chat:
+        prompts = [[{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt for prompt in prompts]
+    _check_same_kind(table, prompt_column, prompts)
+    others = [name for name in table.names if name not in (prompt_column, answer_column)]
+    return table.standardized(prompts, answers, others)
+
+
+def shortened(value: object, limit: int = 80) -> str:
+    """The value as Python would write it, on one line of at most `limit` characters: for error messages."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """The type and message of an error on one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:limit]}" if text else type(error).__name__
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Columns as they were read: lists, or a data set that has types of its own.
+
+    Attributes:
+        source: as the user wrote it.
+        columns: name -> values.
+        row_names: what to call each row, "line 3" or "row 3".
+    """
+
+    source: str
+    columns: dict[str, list] | Dataset
+    row_names: Sequence[str]
+
+    @property
+    def names(self) -> list[str]:
+        return self.columns.column_names if isinstance(self.columns, Dataset) else list(self.columns)
+
+    def standardized(self, prompts: list, answers: list[str], others: list[str]) -> Dataset:
+        """A data set of the prompts, the answers and the other columns."""
+        chosen = Dataset.from_dict({"prompt": prompts, "answer": answers})
+        if not others:
+            return chosen
+        if isinstance(self.columns, Dataset):
+            rest = self.columns.select_columns(others)
+        else:
+            rest = Dataset.from_dict({name: self._uniform(name) for name in others})
+        return datasets.concatenate_datasets([chosen, rest], axis=1)
+
+    def _uniform(self, name: str) -> list:
+        """A column of lists, once it is known that one type can hold it."""
+        try:
+            pyarrow.array(self.columns[name])
+        except (pyarrow.ArrowException, OverflowError) as error:
+            raise InputError(f"{self.source}: column {name!r} mixes types of value ({one_line(error)})") from error
+        return self.columns[name]
+
+
+def _is_hub_id(source: str) -> bool:
+    path = Path(source).expanduser()
+    like_a_path = source.startswith((".", "~", "/", os.sep)) or path.suffix.lower() in _READERS
+    return not (like_a_path or path.exists())
+
+
+def _hub_table(source: str, split: str) -> _Table:
+    name, _, configuration = source.partition(":")
+    try:
+        loaded = datasets.load_dataset(name, configuration or None, split=split)
+    except Exception as error:  # the hub client has dozens of kinds, for a wrong name, split, token or network
+        raise InputError(
+            f"{source}: no such file, and split {split!r} of a hub data set of that name cannot be loaded ({one_line(error)})"
+        ) from error
+    if not isinstance(loaded, Dataset):
+        raise InputError(f"{source}: split {split!r} is no single table of rows, got {type(loaded).__name__}")
+    return _Table(source, loaded, _row_names(len(loaded)))
+
+
+def _file_table(source: str) -> _Table:
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise InputError(f"{source}: no such file")
+    if path.is_dir():
+        raise InputError(f"{source}: is a folder, name one file in it")
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise InputError(f"{source}: the suffix must be one of {', '.join(_READERS)}, got {path.suffix!r}")
+    try:
+        return reader(source, path)
+    except OSError as error:
+        raise InputError(f"{source}: cannot be read ({one_line(error)})") from error
+
+
+def _jsonl_table(source: str, path: Path) -> _Table:
+    """Line by line, so that a mistake can be named by its line."""
+    rows, row_names = [], []
+    for number, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        if line.strip():
+            rows.append(_json_object(source, number, line))
+            row_names.append(f"line {number}")
+    names = dict.fromkeys(name for row in rows for name in row)
+    return _Table(source, {name: [row.get(name) for row in rows] for name in names}, row_names)
+
+
+def _json_object(source: str, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{source}, line {number}: must be UTF-8, got {shortened(line)}") from error
+    except (ValueError, RecursionError) as error:
+        shown = shortened(line.decode("utf-8").strip())
+        raise InputError(f"{source}, line {number}: must be one JSON object, got {shown} ({one_line(error)})") from error
+    if not isinstance(row, dict):
+        raise InputError(f"{source}, line {number}: must be one JSON object, got {shortened(row)}")
+    return row
+
+
+def _csv_table(source: str, path: Path) -> _Table:
+    """Every value as the text it is: guessing types would turn the answer 007 into 7."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            header, *rows = [row for row in csv.reader(file, strict=True) if row] or [[]]
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise InputError(f"{source}: cannot be read as UTF-8 CSV ({one_line(error)})") from error
+    twice = [name for name in header if header.count(name) > 1]
+    if twice:
+        raise InputError(f"{source}: column {twice[0]!r} occurs {header.count(twice[0])} times in the header")
+    for number, row in enumerate(rows, start=1):
+        if len(row) != len(header):
+            raise InputError(f"{source}, row {number}: must have {len(header)} values, got {len(row)}: {shortened(row)}")
+    columns = {name: [row[index] for row in rows] for index, name in enumerate(header)}
+    return _Table(source, columns, _row_names(len(rows)))
+
+
+def _parquet_table(source: str, path: Path) -> _Table:
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except pyarrow.ArrowException as error:
+        raise InputError(f"{source}: cannot be read as Parquet ({one_line(error)})") from error
+    return _Table(source, Dataset(table), _row_names(table.num_rows))
+
+
+_READERS: dict[str, Callable[[str, Path], _Table]] = {
+    ".jsonl": _jsonl_table,
+    ".json-lines": _jsonl_table,
+    ".parquet": _parquet_table,
+    ".csv": _csv_table,
+}
+
+
+def _row_names(count: int) -> list[str]:
+    return [f"row {number}" for number in range(1, count + 1)]
+
+
+def _check_columns(table: _Table, prompt_column: str, answer_column: str) -> None:
+    if not table.row_names:
+        raise InputError(f"{table.source}: the data set is empty")
+    if prompt_column == answer_column:
+        raise InputError(f"{table.source}: prompt and answer must be two columns, got {prompt_column!r} for both")
+    for name, role in ((prompt_column, "prompt"), (answer_column, "answer")):
+        if name not in table.names:
+            near = difflib.get_close_matches(name, table.names, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise InputError(
+                f"{table.source}: no column {name!r} for the {role}, the columns are {', '.join(table.names)}{hint}"
+            )
+        if name != role and role in table.names and role not in (prompt_column, answer_column):
+            raise InputError(f"{table.source}: column {name!r} was chosen as the {role}, and a column {role!r} exists too")
+
+
+def _checked(table: _Table, column: str, check: Callable[[Any], Any]) -> list:
+    """The column's values after `check`, whose ValueError is completed with source, row and column."""
+    values = []
+    for row_name, value in zip(table.row_names, table.columns[column], strict=True):
+        try:
+            values.append(check(value))
+        except ValueError as error:
+            raise InputError(
+                f"{table.source}, {row_name}, column {column!r}: {error}, got {shortened(value)}"
+            ) from error
+    return values
+
+
+def _prompt(value: Any) -> Any:
+    if isinstance(value, str):
+        if not value.strip():
+            raise ValueError("the prompt must not be empty")
+        return value
+    if not isinstance(value, list) or not value:
+        raise ValueError("the prompt must be a string or a non-empty list of chat messages")
+    for message in value:
+        _check_message(message)
+    return value
+
+
+def _check_message(message: Any) -> None:
+    if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+        raise ValueError('every chat message must have "role" and "content"')
+    for key in ("role", "content"):
+        if not isinstance(message[key], str) or not message[key].strip():
+            raise ValueError(f'"{key}" of every chat message must be a non-empty string')
+
+
+def _answer(value: Any) -> str:
+    if isinstance(value, str):
+        if not value.strip():
+            raise ValueError("the answer must not be empty")
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError("the answer must be a string or a finite number")
+    return str(value)
+
+
+def _check_same_kind(table: _Table, column: str, prompts: list) -> None:
+    for row_name, prompt in zip(table.row_names, prompts, strict=True):
+        if isinstance(prompt, str) != isinstance(prompts[0], str):
+            raise InputError(
+                f"{table.source}, {row_name}, column {column!r}: prompts must be all strings or all chat messages"
+                f" (chat=True makes strings into messages), got {shortened(prompt)}"
+            )

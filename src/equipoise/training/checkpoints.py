@@ -1,0 +1,85 @@
+"""Checkpoints that are whole or not there: a marker is written last, and only a marked checkpoint is resumed.
+
+An interrupted or failed write leaves the previous checkpoint in place; older ones are removed only after the new one is
+marked.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+
+from equipoise.errors import InputError
+
+MARKER = "equipoise.json"
+FORMAT = 1
+
+
+class CheckpointError(InputError):
+    """A checkpoint could not be written or read; the message names the folder, the cause and what is still usable."""
+
+
+def checkpoint_folder(run_folder: str | Path, step: int) -> Path:
+    """Where the checkpoint of an update lies."""
+    return Path(run_folder) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether the checkpoint was written to its end."""
+    return (folder / MARKER).is_file()
+
+
+def _checkpoints(run_folder: str | Path) -> list[Path]:
+    prefix = f"{PREFIX_CHECKPOINT_DIR}-"
+    found = [f for f in Path(run_folder).glob(prefix + "*") if f.is_dir() and f.name[len(prefix) :].isdecimal()]
+    return sorted(found, key=lambda folder: int(folder.name[len(prefix) :]))
+
+
+def latest_checkpoint(run_folder: str | Path) -> Path | None:
+    """The newest complete checkpoint of a run, or None."""
+    complete = [folder for folder in _checkpoints(run_folder) if is_complete(folder)]
+    return complete[-1] if complete else None
+
+
+def discard_incomplete(run_folder: str | Path) -> list[Path]:
+    """Remove checkpoints whose writing was interrupted; returns them."""
+    incomplete = [folder for folder in _checkpoints(run_folder) if not is_complete(folder)]
+    for folder in incomplete:
+        shutil.rmtree(folder)
+    return incomplete
+
+
+def write_marker(folder: Path, state: dict[str, Any]) -> None:
+    """Mark a checkpoint complete, with the state that is the same on every rank. Atomic."""
+    temporary = folder / (MARKER + ".part")
+    with temporary.open("w") as file:
+        json.dump({"format": FORMAT, **state}, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(folder / MARKER)
+
+
+def read_marker(folder: Path) -> dict[str, Any]:
+    """The state `write_marker` wrote.
+
+    Raises:
+        CheckpointError: no marker (interrupted write, or not one of ours), or a marker of a newer format.
+    """
+    if not is_complete(folder):
+        raise CheckpointError(
+            f"{folder} has no {MARKER}: its writing was interrupted, or it is no checkpoint of equipoise"
+        )
+    state = json.loads((folder / MARKER).read_text())
+    if state.pop("format") > FORMAT:
+        raise CheckpointError(f"{folder / MARKER} is of a newer format than this version of equipoise reads ({FORMAT})")
+    return state
+
+
+def rotate(run_folder: str | Path, limit: int | None, best: str | None) -> None:
+    """Keep the newest `limit` checkpoints and the best one."""
+    rotate_checkpoints(
+        output_dir=str(run_folder), save_total_limit=limit, best_model_checkpoint=best, use_mtime=False
+    )

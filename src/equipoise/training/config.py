@@ -1,0 +1,201 @@
+"""`EquipoiseConfig`: TRL's `GRPOConfig` with the fields of balanced clipping and of polarity control."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+
+import torch
+from trl import GRPOConfig
+
+from equipoise.balance import BoundGrid
+from equipoise.controllers import PolarityController
+from equipoise.types import ClipBounds
+
+logger = logging.getLogger("equipoise")
+
+CLIPPED_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
+"""TRL's loss types that clip the ratio from both sides. The others cap, smooth or drop it in ways of their own."""
+
+
+@dataclass
+class EquipoiseConfig(GRPOConfig):
+    """Settings of one run: everything of TRL's `GRPOConfig`, and what equipoise adds.
+
+    With `clipping="fixed"` and `polarity="off"` the trainer computes what TRL's computes. On a machine without
+    accelerator, bf16 and gradient checkpointing are off unless they are asked for: bf16 products run an order of
+    magnitude slower than float32 on most CPUs.
+
+    Raises:
+        ValueError: a value outside its range, or settings that exclude each other, by name.
+    """
+
+    # TRL's defaults, changed: precision and checkpointing follow the machine, and every update is logged.
+    bf16: bool | None = field(
+        default=None, metadata={"help": "bf16 mixed precision; unset: on with an accelerator, off on a CPU."}
+    )
+    gradient_checkpointing: bool | None = field(  # type: ignore[assignment]
+        default=None,
+        metadata={"help": "Trade compute for memory; unset: on with an accelerator, off on a CPU."},
+    )
+    logging_steps: float = field(default=1, metadata={"help": "Log every so many updates."})
+
+    clipping: str = field(
+        default="fixed",
+        metadata={
+            "help": "'fixed': the bounds 1 - epsilon and 1 + epsilon_high of TRL. 'balanced': BAPO (arXiv 2510.18927), "
+            "bounds searched anew for every update."
+        },
+    )
+    bapo_low: list[float] = field(
+        default_factory=lambda: [0.6, 0.9],
+        metadata={"help": "Start and end of the lower bound, absolute ratios (paper: 0.6 0.9). Equal values fix it."},
+    )
+    bapo_high: list[float] = field(
+        default_factory=lambda: [1.2, 3.0],
+        metadata={"help": "Start and end of the upper bound, absolute ratios (paper: 1.2 3.0). Equal values fix it."},
+    )
+    bapo_low_step: float = field(default=0.02, metadata={"help": "Step of the lower bound (paper: 0.02)."})
+    bapo_high_step: float = field(default=0.05, metadata={"help": "Step of the upper bound (paper: 0.05)."})
+    bapo_target_share: float = field(
+        default=0.4,
+        metadata={"help": "Share of positive contributions at which the search stops, in (0, 1) (paper: 0.4)."},
+    )
+    bapo_measure: str = field(
+        default="gradient",
+        metadata={
+            "help": "Which contributions are balanced. 'gradient': of the tokens whose gradient survives the clip "
+            "(Eq. 5 and 7). 'surrogate': of the clipped objective (Eq. 8 as printed)."
+        },
+    )
+    bapo_token_weight: str = field(
+        default="uniform",
+        metadata={"help": "Weight of a token in the share: 'uniform', or 'rollout' probability (Eq. 8)."},
+    )
+
+    polarity: str = field(
+        default="off",
+        metadata={
+            "help": "'papo': reweight advantages by entropy polarity (arXiv 2605.11775) in a closed loop on the "
+            "measured entropy. 'off': only measure it."
+        },
+    )
+    papo_strength: float = field(
+        default=0.5, metadata={"help": "Largest deviation of a branch weight from 1, in [0, 1)."}
+    )
+    papo_reference_entropy: float | None = field(
+        default=None, metadata={"help": "Entropy to hold, nats per token; unset: a fraction of the warm-up entropy."}
+    )
+    papo_reference_fraction: float = field(
+        default=0.4, metadata={"help": "Entropy to hold as a fraction of the mean over the warm-up updates."}
+    )
+    papo_width: float = field(default=0.25, metadata={"help": "Relative entropy gap at which the phase saturates."})
+    papo_smoothing: float = field(
+        default=0.9, metadata={"help": "Weight of the past in the moving average of the entropy, in [0, 1)."}
+    )
+    papo_warmup_updates: int = field(default=5, metadata={"help": "Updates without reweighting at the start."})
+    papo_two_sided: bool = field(
+        default=False, metadata={"help": "Also favour contraction while the entropy is above the reference."}
+    )
+    papo_neutral_zone: float = field(
+        default=0.0, metadata={"help": "Tokens with |polarity| up to this keep their advantage, >= 0."}
+    )
+
+    def __post_init__(self) -> None:
+        self._fit_machine()
+        super().__post_init__()
+        self.bound_grid()
+        self.polarity_controller()
+        _one_of(self, "clipping", "fixed", "balanced")
+        _one_of(self, "polarity", "off", "papo")
+        _one_of(self, "bapo_measure", "gradient", "surrogate")
+        _one_of(self, "bapo_token_weight", "uniform", "rollout")
+        _in_range(self, "bapo_target_share", "in (0, 1)", 0 < self.bapo_target_share < 1)
+        _in_range(self, "papo_neutral_zone", ">= 0", self.papo_neutral_zone >= 0)
+        if self.clipping == "balanced":
+            self._check_balanced()
+
+    def _fit_machine(self) -> None:
+        on_cpu = self.use_cpu or not torch.accelerator.is_available()
+        # transformers renames gradient_checkpointing to activation_checkpointing and deprecates the old name.
+        name = "activation_checkpointing" if hasattr(self, "activation_checkpointing") else "gradient_checkpointing"
+        unset = self.gradient_checkpointing is None and getattr(self, name) is None
+        if on_cpu and self.bf16 is None and unset:
+            logger.warning("No accelerator in use: training in float32, without gradient checkpointing.")
+        if self.bf16 is None:
+            self.bf16 = not on_cpu and not self.fp16
+        if unset:
+            setattr(self, name, not on_cpu)
+
+    def _check_balanced(self) -> None:
+        if self.loss_type not in CLIPPED_LOSSES:
+            raise ValueError(
+                f"clipping='balanced' needs a loss that clips from both sides: loss_type must be one of "
+                f"{', '.join(CLIPPED_LOSSES)}, got loss_type={self.loss_type!r}"
+            )
+        if self.delta is not None:
+            raise ValueError(
+                f"clipping='balanced' and delta={self.delta} both bound the ratios of negative tokens; unset one"
+            )
+        rollout, update = self.steps_per_generation * self.num_iterations, self.gradient_accumulation_steps
+        if rollout % update and update % rollout:
+            raise ValueError(
+                f"clipping='balanced' needs whole updates within a rollout batch: gradient_accumulation_steps="
+                f"{update} must divide steps_per_generation * num_iterations = {self.steps_per_generation} * "
+                f"{self.num_iterations} = {rollout}, or be a multiple of it"
+            )
+
+    def bound_grid(self) -> BoundGrid:
+        """The grid of balanced clipping."""
+        for name in ("bapo_low", "bapo_high"):
+            _in_range(self, name, "two numbers [start, end]", len(getattr(self, name)) == 2)
+        with _prefixed("bapo_"):
+            return BoundGrid(
+                low=(self.bapo_low[0], self.bapo_low[1]),
+                high=(self.bapo_high[0], self.bapo_high[1]),
+                low_step=self.bapo_low_step,
+                high_step=self.bapo_high_step,
+            )
+
+    def fixed_bounds(self) -> ClipBounds | None:
+        """TRL's epsilons as absolute bounds; None for losses that do not clip from both sides."""
+        if self.loss_type not in CLIPPED_LOSSES:
+            return None
+        high = self.epsilon if self.epsilon_high is None else self.epsilon_high
+        # An epsilon of 1 or more means no lower clip; the ratio itself is always positive.
+        return ClipBounds(max(1 - self.epsilon, 1e-12), 1 + high)
+
+    def polarity_controller(self) -> PolarityController:
+        """A fresh controller with these settings."""
+        with _prefixed("papo_"):
+            return PolarityController(
+                strength=self.papo_strength,
+                reference_entropy=self.papo_reference_entropy,
+                reference_fraction=self.papo_reference_fraction,
+                width=self.papo_width,
+                smoothing=self.papo_smoothing,
+                warmup_updates=self.papo_warmup_updates,
+                two_sided=self.papo_two_sided,
+            )
+
+
+OWN_FIELDS = tuple(f.name for f in fields(EquipoiseConfig) if f.name not in {g.name for g in fields(GRPOConfig)})
+"""What equipoise adds to `GRPOConfig`, for `--help`."""
+
+
+@contextmanager
+def _prefixed(prefix: str) -> Iterator[None]:
+    """Names a field of the core as the configuration calls it: 'strength must be …' -> 'papo_strength must be …'."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{prefix}{error}") from None
+
+
+def _one_of(config: EquipoiseConfig, name: str, *choices: str) -> None:
+    _in_range(config, name, "one of " + ", ".join(repr(c) for c in choices), getattr(config, name) in choices)
+
+
+def _in_range(config: EquipoiseConfig, name: str, rule: str, holds: bool) -> None:
+    if not holds:
+        raise ValueError(f"{name} must be {rule}, got {name}={getattr(config, name)!r}")

@@ -1,0 +1,122 @@
+"""The statistics head: token statistics inside the model's own forward, in the place of TRL's fused head.
+
+Inside the forward, because FSDP, LoRA and device maps gather, replace and move the weights there; reading
+`lm_head.weight` from outside would find a shard of it.
+"""
+
+import functools
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from equipoise.statistics import linear_token_statistics
+
+# How the model families write a factor on the logits in their configuration; `logits_scaling` divides, except in one.
+_LOGIT_FACTORS = ("logit_scale", "output_multiplier", "lm_head_multiplier")
+
+
+@dataclass
+class StatisticsOutput(ModelOutput):
+    """Statistics of the next-token labels, [batch, length - 1] each, zero where the label is -100.
+
+    Attributes:
+        log_probs: log pi of the label, nats, differentiable (TRL's name).
+        entropy: nats, differentiable.
+        tendency: T of the label, detached.
+        correction: C of the state, detached.
+        aux_loss: load-balancing loss of a mixture-of-experts model, when router logits are asked for.
+    """
+
+    log_probs: Tensor | None = None
+    entropy: Tensor | None = None
+    tendency: Tensor | None = None
+    correction: Tensor | None = None
+    aux_loss: Tensor | None = None
+
+
+def add_statistics_head(model: PreTrainedModel, *, temperature: float) -> None:
+    """Make `model(..., labels=labels, fused_lm_head=True)` return a `StatisticsOutput`; other calls are unchanged.
+
+    Only positions whose next-token label is not -100 pass the LM head, and no [tokens, vocabulary] tensor is formed.
+
+    Args:
+        model: a causal language model, not wrapped in PEFT (pass the base model). Patched in place.
+        temperature: of the sampling policy, > 0; divides the logits.
+    """
+    original_forward = model.forward
+    text_config = model.config.get_text_config()
+    softcap = getattr(text_config, "final_logit_softcapping", None)
+    factor = _logit_factor(text_config)
+
+    # `generate` validates its keyword arguments against the signature, so the class's own is kept.
+    @functools.wraps(type(model).forward)
+    def forward(self, *args, fused_lm_head: bool = False, labels: Tensor | None = None, **kwargs):
+        if not fused_lm_head:
+            return original_forward(*args, **kwargs, **({} if labels is None else {"labels": labels}))
+        assert labels is not None, "the statistics head needs labels"
+        if getattr(text_config, "output_router_logits", False):
+            kwargs.setdefault("output_router_logits", True)
+        backbone = self.base_model(*args, **kwargs, use_cache=False)
+        hidden, labels = backbone.last_hidden_state[:, :-1], labels[:, 1:]
+        with _full_head(self.get_output_embeddings()) as (weight, bias):
+            hidden, labels = hidden.to(weight.device), labels.to(weight.device)
+            scored = labels != -100
+            # Sums want float32 logits; under autocast the product would be rounded to bf16 first.
+            with torch.autocast(hidden.device.type, enabled=False):
+                statistics = linear_token_statistics(
+                    hidden[scored] * factor,
+                    weight,
+                    labels[scored],
+                    bias=None if bias is None else bias * factor,
+                    temperature=temperature,
+                    softcap=softcap,
+                )
+        # Scattering keeps the graph connected when no label is scored: every rank then still has a backward pass.
+        logprob, entropy, tendency, correction = (x.new_zeros(scored.shape).masked_scatter(scored, x) for x in statistics)
+        aux_loss = _load_balancing_loss(backbone, text_config, kwargs) if kwargs.get("output_router_logits") else None
+        return StatisticsOutput(logprob, entropy, tendency, correction, aux_loss)
+
+    model.forward = types.MethodType(forward, model)
+
+
+def _logit_factor(text_config) -> float:
+    for name in _LOGIT_FACTORS:
+        value = getattr(text_config, name, None)
+        if value is not None:
+            return value
+    scaling = getattr(text_config, "logits_scaling", None)
+    if scaling is None:
+        return 1.0
+    return scaling if text_config.model_type == "hyperclovax" else 1 / scaling
+
+
+@contextmanager
+def _full_head(head: nn.Module) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """The whole weight and bias of an LM head that FSDP2 may have sharded."""
+    weight, bias = head.weight, getattr(head, "bias", None)
+    if hasattr(weight, "ds_id"):
+        raise ValueError(
+            "DeepSpeed ZeRO-3 partitions the LM head outside the forward pass, which the statistics head does not "
+            "support; use FSDP2 or ZeRO-2"
+        )
+    if isinstance(weight, DTensor):
+        weight = weight.full_tensor()
+        bias = bias.full_tensor() if isinstance(bias, DTensor) else bias
+    yield weight, bias
+
+
+def _load_balancing_loss(backbone, text_config, kwargs) -> Tensor:
+    # The loss of Mixtral is the one all families of mixture-of-experts models in transformers share.
+    from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+
+    num_experts = getattr(text_config, "num_experts", None) or text_config.num_local_experts
+    return load_balancing_loss_func(
+        backbone.router_logits, num_experts, text_config.num_experts_per_tok, kwargs.get("attention_mask")
+    )

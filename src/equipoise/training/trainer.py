@@ -1,0 +1,373 @@
+"""`EquipoiseTrainer`: TRL's GRPOTrainer with balanced clipping and polarity control, for every loss type of TRL.
+
+The seam: TRL's `_compute_loss` first asks for the statistics of the policy and only then reads the advantages and the
+clip bounds. When the statistics arrive, this trainer measures them, finds the bounds where they are not known yet, and
+puts reweighted advantages and bounds where TRL will read them. No mathematics lives here; see `equipoise`.
+"""
+
+import functools
+import inspect
+import logging
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import is_peft_model
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.utils.data import Sampler
+from trl import GRPOTrainer
+from trl.models.utils import disable_gradient_checkpointing
+from trl.trainer.utils import RepeatSampler
+
+from equipoise.balance import BoundGrid, BoundsSelection, select_bounds
+from equipoise.controllers import PolarityController
+from equipoise.polarity import entropy_polarity, reweight_by_polarity
+from equipoise.ratios import importance_ratio, sequence_importance_ratio
+from equipoise.training import checkpoints
+from equipoise.training.config import EquipoiseConfig
+from equipoise.training.head import add_statistics_head
+from equipoise.training.update import MicroBatch, Update, UpdateMeasures
+from equipoise.types import ClipBounds, TokenStatistics
+
+logger = logging.getLogger("equipoise")
+
+METRIC_PREFIX = "equipoise/"
+
+
+class EquipoiseTrainer(GRPOTrainer):
+    """TRL's `GRPOTrainer` with `EquipoiseConfig`. Arguments are TRL's.
+
+    With clipping="fixed" and polarity="off" losses and gradients are TRL's. Every update is measured either way; the
+    scalars are logged with the prefix `equipoise/`. Bounds and branch weights are constant within an update, and the
+    same for any split of it into micro-batches and ranks.
+
+    Raises:
+        TypeError: when `args` is no EquipoiseConfig.
+    """
+
+    _tag_names = ["trl", "grpo", "equipoise"]  # noqa: RUF012
+    args: EquipoiseConfig
+
+    def __init__(self, model, reward_funcs=None, args: EquipoiseConfig | None = None, **kwargs):
+        if not isinstance(args, EquipoiseConfig):
+            raise TypeError(f"args must be an EquipoiseConfig, got {type(args).__name__}")
+        self._on_statistics: Callable[[TokenStatistics], None] | None = None
+        super().__init__(model, reward_funcs, args, **kwargs)
+        add_statistics_head(
+            self.model.get_base_model() if is_peft_model(self.model) else self.model, temperature=self.temperature
+        )
+        self.polarity_controller: PolarityController | None = (
+            args.polarity_controller() if args.polarity == "papo" else None
+        )
+        self._update: Update | None = None
+        self._rollout_step = 0  # the policy version, in updates, that sampled the rollout batch in use
+        self._rollout_reward = math.nan
+
+    # ---- rollouts -----------------------------------------------------------------------------------------------
+
+    def _generate_and_score_completions(self, inputs):
+        training = self.model.training
+        batch = super()._generate_and_score_completions(inputs)
+        if training:
+            self._rollout_step = self.state.global_step
+            self._rollout_reward = self._metrics["train"]["reward"][-1]
+        return batch
+
+    def _get_train_sampler(self, dataset=None) -> Sampler:
+        return _EpochSampler(super()._get_train_sampler(dataset))
+
+    # ---- one micro-batch ----------------------------------------------------------------------------------------
+
+    def _compute_loss(self, model, inputs):
+        if not self.model.training:
+            return super()._compute_loss(model, inputs)
+        inputs = dict(inputs)  # the buffered batch is used again: its advantages must stay as they are
+        if self._update is None:
+            self._update = self._open_update(model)
+        self._on_statistics = functools.partial(self._steer, self._update, inputs)
+        try:
+            loss = super()._compute_loss(model, inputs)
+        finally:
+            self._on_statistics = None
+        if self.accelerator.sync_gradients:
+            self._close_update(self._update)
+            self._update = None
+        return loss
+
+    def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
+        if self._on_statistics is None:
+            return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+        statistics, result = self._statistics(model, *args, **kwargs)
+        self._on_statistics(statistics)
+        return result
+
+    def _statistics(self, model, *args, **kwargs) -> tuple[TokenStatistics, tuple]:
+        """Statistics [batch, time] of the completions, and what TRL's own method returns for the same forward pass."""
+        recorder = _OutputRecorder(model)
+        result = super()._get_per_token_logps_and_entropies(recorder, *args, **kwargs)
+        logprob, width = result[0], result[0].shape[1]
+        entropy, tendency, correction = (
+            torch.cat([output[name][:, -width:] for output in recorder.outputs])
+            for name in ("entropy", "tendency", "correction")
+        )
+        return TokenStatistics(logprob, entropy, tendency, correction), result
+
+    def _steer(self, update: Update, inputs: dict[str, Any], statistics: TokenStatistics) -> None:
+        """Measure a micro-batch, and leave bounds and advantages where TRL's loss reads them."""
+        batch = self._micro_batch(inputs, statistics)
+        if update.selection is None and update.grid is not None:
+            update.selection = self._select([batch], update.grid)
+        update.add(batch)
+        if self.args.clipping == "balanced":
+            self.epsilon_low, self.epsilon_high = 1 - update.bounds.low, update.bounds.high - 1
+        if update.weights is not None:
+            polarity = entropy_polarity(statistics, batch.advantage)
+            inputs["advantages"] = reweight_by_polarity(
+                batch.advantage, polarity, update.weights, neutral_zone=self.args.papo_neutral_zone
+            )
+
+    @torch.no_grad()
+    def _micro_batch(self, inputs: dict[str, Any], statistics: TokenStatistics) -> MicroBatch:
+        """What TRL's loss makes of its inputs, as the measures need it."""
+        action_mask = inputs["completion_mask"].bool()
+        if "tool_mask" in inputs:
+            action_mask = action_mask & inputs["tool_mask"].bool()
+        logprob = statistics.logprob.detach()
+        behavior = inputs.get("old_per_token_logps")
+        behavior = logprob if behavior is None else behavior
+        if self.importance_sampling_level == "sequence":
+            ratio = sequence_importance_ratio(logprob, behavior, action_mask).expand_as(logprob)
+        else:
+            ratio = importance_ratio(logprob, behavior)
+        advantage = inputs["advantages"]
+        advantage = (advantage.unsqueeze(1) if advantage.dim() == 1 else advantage).expand_as(logprob)
+        weight = behavior.exp() if self.args.bapo_token_weight == "rollout" else None
+        correction = inputs.get("importance_sampling_ratio")  # of the mismatch between vLLM and the trainer
+        if correction is not None:
+            correction = correction.expand_as(logprob)
+            weight = correction if weight is None else weight * correction
+        loss_mask = action_mask & self._host_mask(inputs, statistics, behavior, advantage, action_mask)
+        return MicroBatch(statistics, ratio, advantage, action_mask, loss_mask, weight)
+
+    def _host_mask(self, inputs, statistics, behavior, advantage, action_mask) -> Tensor:
+        """Tokens that TRL's own options leave in the loss: the 80/20 rule and the off-policy sequence mask."""
+        kept = torch.ones_like(action_mask)
+        if self.top_entropy_quantile < 1:
+            kept = self.get_high_entropy_mask(statistics.entropy, action_mask, 1 - self.top_entropy_quantile)
+        if self.off_policy_mask_threshold is not None:
+            kept = kept & self.get_off_policy_mask(
+                advantages=advantage,
+                per_token_logps=statistics.logprob,
+                sampling_per_token_logps=inputs.get("sampling_per_token_logps", behavior),
+                mask=action_mask,
+                off_policy_threshold=self.off_policy_mask_threshold,
+            ).bool()
+        return kept
+
+    # ---- one update ---------------------------------------------------------------------------------------------
+
+    def _open_update(self, model) -> Update:
+        """Bounds and weights of the update that begins: all that must be known before its first backward pass."""
+        weights = self.polarity_controller.weights if self.polarity_controller else None
+        measure = self.args.bapo_measure
+        if self.args.clipping == "fixed":
+            bounds = self.args.fixed_bounds()
+            if bounds is None:
+                return Update(weights, None, measure, None)
+            grid = BoundGrid.fixed(bounds)
+            return Update(weights, grid, measure, _start_of(grid, inactive=False))
+        grid = self.args.bound_grid()
+        if self.state.global_step == self._rollout_step:
+            # The policy has not moved since the rollout: every ratio is 1, up to rounding, and no bound matters.
+            return Update(weights, grid, measure, _start_of(grid, inactive=True))
+        if self.current_gradient_accumulation_steps == 1:
+            # The only micro-batch is the whole update: its own forward pass will tell, before its backward pass.
+            return Update(weights, grid, measure, None)
+        return Update(weights, grid, measure, self._search(model, grid))
+
+    @torch.no_grad()
+    def _search(self, model, grid: BoundGrid) -> BoundsSelection:
+        """The bounds of the update, from a pass without gradients over all its micro-batches."""
+        slices = self.args.steps_per_generation
+        numbers = range(self._step, self._step + self.current_gradient_accumulation_steps)
+        with disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
+            batches = [self._forward(model, self._buffered_inputs[number % slices]) for number in numbers]
+        return self._select(batches, grid)
+
+    def _forward(self, model, inputs: dict[str, Any]) -> MicroBatch:
+        ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
+        mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
+        extras = {name: inputs[name] for name in _MODEL_INPUTS if name in inputs}
+        statistics, _ = self._statistics(
+            model, ids, mask, inputs["completion_ids"].shape[1], compute_entropy=True, **extras
+        )
+        return self._micro_batch(inputs, statistics)
+
+    def _select(self, batches: list[MicroBatch], grid: BoundGrid) -> BoundsSelection:
+        """The bounds of an update from the micro-batches of this rank; one all-reduce."""
+        local = sum(batch.contribution(grid, self.args.bapo_measure) for batch in batches)
+        whole = local.with_vector(self._all_reduce(local.vector).cpu())
+        return select_bounds(whole, grid, target_share=self.args.bapo_target_share)
+
+    def _all_reduce(self, vector: Tensor) -> Tensor:
+        return self.accelerator.reduce(vector, reduction="sum")
+
+    def _close_update(self, update: Update) -> None:
+        """Reduce what was measured, log it, and let the controller observe it."""
+        measures = update.reduce(self._all_reduce)
+        values = measures.metrics() | {
+            "rollout_reward": self._rollout_reward,
+            "staleness": float(self.state.global_step - self._rollout_step),
+        }
+        if self.polarity_controller is not None:
+            values |= self._observe(self.polarity_controller, measures)
+        for name, value in values.items():
+            self._metrics["train"][METRIC_PREFIX + name].append(value)
+
+    def _observe(self, controller: PolarityController, measures: UpdateMeasures) -> dict[str, float]:
+        """Phase and weights that were in force in the update; those of the next follow from observing it."""
+        in_force = {"phase": controller.phase}
+        in_force |= {f"weight_{name}": value for name, value in vars(controller.weights).items()}
+        controller.observe(
+            entropy=measures.entropy,
+            expanding_flow=measures.expanding_flow,
+            contracting_flow=measures.contracting_flow,
+        )
+        return in_force | {"reference_entropy": controller.reference_entropy or math.nan}
+
+    # ---- checkpoints --------------------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+        """TRL's `train`; `resume_from_checkpoint=True` takes the newest complete checkpoint of the run.
+
+        A resumed run continues exactly: controller, rollout batch in use, order of the data and random state included.
+
+        Raises:
+            CheckpointError: nothing complete to resume from.
+        """
+        if resume_from_checkpoint is True:
+            latest = checkpoints.latest_checkpoint(self.args.output_dir)
+            if latest is None:
+                raise checkpoints.CheckpointError(f"{self.args.output_dir} has no complete checkpoint to resume from")
+            resume_from_checkpoint = str(latest)
+        if resume_from_checkpoint:
+            checkpoints.read_marker(Path(resume_from_checkpoint))
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        run_folder = self._get_output_dir(trial=trial)
+        folder = checkpoints.checkpoint_folder(run_folder, self.state.global_step)
+        with self._whole_checkpoint(folder):
+            # transformers would remove older checkpoints before this one is marked complete.
+            limit, self.args.save_total_limit = self.args.save_total_limit, None
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self.args.save_total_limit = limit
+            torch.save(self._rollout_state(), folder / self._rollout_state_name)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                controller = self.polarity_controller.state_dict() if self.polarity_controller else None
+                checkpoints.write_marker(folder, {"polarity_controller": controller})
+        if self.args.should_save:
+            checkpoints.rotate(run_folder, self.args.save_total_limit, self.state.best_model_checkpoint)
+
+    @contextmanager
+    def _whole_checkpoint(self, folder: Path) -> Iterator[None]:
+        if self.args.should_save:
+            checkpoints.discard_incomplete(folder.parent)
+        try:
+            yield
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if self.args.should_save:
+                checkpoints.discard_incomplete(folder.parent)
+            usable = checkpoints.latest_checkpoint(folder.parent)
+            raise checkpoints.CheckpointError(
+                f"checkpoint {folder} could not be written: {error}. "
+                + (f"The previous one, {usable}, is complete." if usable else "There is no earlier one.")
+            ) from error
+
+    @property
+    def _rollout_state_name(self) -> str:
+        return f"rollout_{self.accelerator.process_index}.pt"
+
+    def _rollout_state(self) -> dict[str, Any]:
+        """What this rank needs to go on in the middle of a rollout batch, or between two logs."""
+        exhausted = self._step % (self.args.steps_per_generation * self.num_iterations) == 0
+        return {
+            "world_size": self.accelerator.num_processes,
+            "step": self._step,
+            "rollout_step": self._rollout_step,
+            "rollout_reward": self._rollout_reward,
+            "buffered_inputs": None if exhausted else self._buffered_inputs,
+            "metrics": dict(self._metrics["train"]),
+        }
+
+    def _load_optimizer_and_scheduler(self, checkpoint) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        controller_state = checkpoints.read_marker(Path(checkpoint))["polarity_controller"]
+        if self.polarity_controller is not None and controller_state is not None:
+            self.polarity_controller.load_state_dict(controller_state)
+        path = Path(checkpoint) / self._rollout_state_name
+        state = torch.load(path, map_location=self.accelerator.device, weights_only=True) if path.exists() else None
+        if state is None or state["world_size"] != self.accelerator.num_processes:
+            logger.warning("Resuming with another number of processes: the rollout batch in use is sampled again.")
+            self._step = self.state.global_step * self.args.gradient_accumulation_steps
+            return
+        self._step, self._rollout_step = state["step"], state["rollout_step"]
+        self._rollout_reward, self._buffered_inputs = state["rollout_reward"], state["buffered_inputs"]
+        self._metrics["train"].update(state["metrics"])
+
+
+_MODEL_INPUTS = tuple(
+    name
+    for name in inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters
+    if name not in ("self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size")
+    and not name.startswith("compute_")
+)
+"""The optional inputs of the model (images and the like) that TRL's statistics take by name."""
+
+
+def _start_of(grid: BoundGrid, *, inactive: bool) -> BoundsSelection:
+    """The first point of the grid, without a search; shares are measured with the update."""
+    bounds = ClipBounds(grid.low[0], grid.high[0])
+    return BoundsSelection(bounds, math.nan, math.nan, steps=0, exhausted=False, inactive=inactive)
+
+
+class _OutputRecorder:
+    """Stands in for the model in a call of TRL's that keeps only part of the model's output."""
+
+    def __init__(self, model):
+        self.model = model
+        self.outputs: list[dict[str, Tensor]] = []
+
+    def __call__(self, **kwargs):
+        output = self.model(**kwargs)
+        self.outputs.append(output)
+        return output
+
+
+class _EpochSampler(Sampler):
+    """TRL's sampler with an order that follows from seed and epoch alone, so that a run can resume in any epoch.
+
+    TRL draws each epoch's order from a generator that lives on, which a resumed run starts anew. Epoch 0 is TRL's.
+    """
+
+    def __init__(self, sampler: RepeatSampler):
+        self.sampler = sampler
+
+    def set_epoch(self, epoch: int) -> None:
+        if self.sampler.shuffle:
+            self.sampler.generator.manual_seed(self.sampler.seed + epoch)
+
+    def __iter__(self):
+        return iter(self.sampler)
+
+    def __len__(self) -> int:
+        return len(self.sampler)
