@@ -19,7 +19,8 @@ from accelerate.utils import is_peft_model
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import Sampler
-from trl import GRPOTrainer
+from transformers import TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import RepeatSampler
 
@@ -52,7 +53,7 @@ class EquipoiseTrainer(GRPOTrainer):
     _tag_names = ["trl", "grpo", "equipoise"]  # noqa: RUF012
     args: EquipoiseConfig
 
-    def __init__(self, model, reward_funcs=None, args: EquipoiseConfig | None = None, **kwargs):
+    def __init__(self, model, reward_funcs=None, args: GRPOConfig | None = None, **kwargs):
         if not isinstance(args, EquipoiseConfig):
             raise TypeError(f"args must be an EquipoiseConfig, got {type(args).__name__}")
         self._on_statistics: Callable[[TokenStatistics], None] | None = None
@@ -305,6 +306,8 @@ class EquipoiseTrainer(GRPOTrainer):
             "rollout_reward": self._rollout_reward,
             "buffered_inputs": None if exhausted else self._buffered_inputs,
             "metrics": dict(self._metrics["train"]),
+            "unlogged_loss": self._tr_loss.item(),
+            "last_logged_step": self._globalstep_last_logged,
         }
 
     def _load_optimizer_and_scheduler(self, checkpoint) -> None:
@@ -323,6 +326,19 @@ class EquipoiseTrainer(GRPOTrainer):
         self._step, self._rollout_step = state["step"], state["rollout_step"]
         self._rollout_reward, self._buffered_inputs = state["rollout_reward"], state["buffered_inputs"]
         self._metrics["train"].update(state["metrics"])
+        self.add_callback(_UnloggedLoss(self, state["unlogged_loss"], state["last_logged_step"]))
+
+
+class _UnloggedLoss(TrainerCallback):
+    """Gives a resumed run the loss summed since the last log, which transformers sets to zero when training begins."""
+
+    def __init__(self, trainer: EquipoiseTrainer, loss: float, last_logged_step: int):
+        self.trainer, self.loss, self.last_logged_step = trainer, loss, last_logged_step
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.trainer._tr_loss += self.loss
+        self.trainer._globalstep_last_logged = self.last_logged_step
+        self.trainer.remove_callback(self)
 
 
 _MODEL_INPUTS = tuple(

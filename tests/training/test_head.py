@@ -1,0 +1,121 @@
+"""The statistics head scores what the model's own forward says, for every way a model family shapes its logits."""
+
+import pytest
+import torch
+from trainer_setup import tiny_model
+from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
+from trl.trainer.utils import add_fused_lm_head
+
+from equipoise import token_statistics
+from equipoise.training.head import add_statistics_head
+
+SIZES = {
+    "vocab_size": 19, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "num_key_value_heads": 2, "head_dim": 8, "initializer_range": 0.3, "pad_token_id": 0,
+}  # fmt: skip
+
+
+def model_of(family):
+    torch.manual_seed(1)
+    made = {
+        "qwen2": lambda: tiny_model(1, vocab_size=19),
+        "llama, head with bias": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
+        "gemma2, softcap": lambda: Gemma2ForCausalLM(Gemma2Config(**SIZES, final_logit_softcapping=2.0)),
+        "cohere, factor": lambda: CohereForCausalLM(CohereConfig(**SIZES, logit_scale=0.25)),
+        "granite, divisor": lambda: GraniteForCausalLM(GraniteConfig(**SIZES, logits_scaling=4.0)),
+    }
+    model = made[family]().float()
+    if "bias" in family:
+        head = model.lm_head
+        model.lm_head = torch.nn.Linear(head.in_features, head.out_features)
+    return model
+
+
+FAMILIES = ["qwen2", "llama, head with bias", "gemma2, softcap", "cohere, factor", "granite, divisor"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_head_equals_dense_statistics_of_the_models_own_logits(family):
+    model = model_of(family)
+    ids = torch.randint(1, 19, (3, 9))
+    labels = ids.clone()
+    labels[:, :4] = -100
+    labels[2] = -100
+    expected = token_statistics(model(input_ids=ids).logits[:, :-1], ids[:, 1:], temperature=0.7)
+    add_statistics_head(model, temperature=0.7)
+    output = model(input_ids=ids, labels=labels, fused_lm_head=True)
+    scored = labels[:, 1:] != -100
+    for name, value in zip(("log_probs", "entropy", "tendency", "correction"), expected, strict=True):
+        torch.testing.assert_close(output[name][scored], value[scored], rtol=2e-5, atol=2e-6)
+        assert not output[name][~scored].any()
+
+
+def test_other_calls_of_the_model_are_unchanged():
+    model, ids = tiny_model(), torch.randint(2, 17, (2, 5))
+    before = model(input_ids=ids, labels=ids)
+    generated = model.generate(ids, max_new_tokens=4, do_sample=False)
+    add_statistics_head(model, temperature=0.7)
+    after = model(input_ids=ids, labels=ids)
+    assert torch.equal(before.logits, after.logits)
+    assert torch.equal(before.loss, after.loss)
+    assert torch.equal(generated, model.generate(ids, max_new_tokens=4, do_sample=False))
+
+
+def test_without_a_scored_label_every_parameter_still_has_a_gradient_of_zero():
+    model, ids = tiny_model(), torch.randint(2, 17, (2, 5))
+    add_statistics_head(model, temperature=1.0)
+    output = model(input_ids=ids, labels=torch.full_like(ids, -100), fused_lm_head=True)
+    output.log_probs.sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
+
+
+def test_logits_under_autocast_stay_in_float32():
+    model, ids = tiny_model(), torch.randint(2, 17, (2, 9))
+    add_statistics_head(model, temperature=1.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = model(input_ids=ids, labels=ids, fused_lm_head=True)
+        hidden = model.base_model(input_ids=ids).last_hidden_state
+    logits = hidden.float() @ model.lm_head.weight.T
+    expected = token_statistics(logits[:, :-1], ids[:, 1:])
+    torch.testing.assert_close(output.log_probs, expected.logprob, rtol=1e-5, atol=1e-5)
+    output.log_probs.sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_load_balancing_loss_is_that_of_trl():
+    config = MixtralConfig(
+        **{k: v for k, v in SIZES.items() if k != "head_dim"}, num_local_experts=4, num_experts_per_tok=2
+    )
+    config.output_router_logits = True
+    torch.manual_seed(2)
+    model, ids = MixtralForCausalLM(config).float(), torch.randint(1, 19, (2, 7))
+    mask = torch.ones_like(ids)
+    mask[0, :2] = 0
+    inputs = {"input_ids": ids, "attention_mask": mask, "labels": ids, "fused_lm_head": True, "output_router_logits": True}
+    add_fused_lm_head(model, outputs=("log_probs", "entropy"))
+    theirs = model(**inputs)
+    add_statistics_head(model, temperature=1.0)
+    ours = model(**inputs)
+    torch.testing.assert_close(ours.aux_loss, theirs.aux_loss)
+    torch.testing.assert_close(ours.log_probs, theirs.log_probs)
+    torch.testing.assert_close(ours.entropy, theirs.entropy)
+
+
+def test_zero3_is_refused():
+    model = tiny_model()
+    model.lm_head.weight.ds_id = 1
+    add_statistics_head(model, temperature=1.0)
+    ids = torch.randint(2, 17, (1, 5))
+    with pytest.raises(ValueError, match="ZeRO-3 .* use FSDP2 or ZeRO-2"):
+        model(input_ids=ids, labels=ids, fused_lm_head=True)

@@ -1,0 +1,128 @@
+"""A run that was interrupted ends like one that was not; a checkpoint is whole or not there."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from trainer_setup import prompts, trainer
+
+from equipoise.training import checkpoints
+from equipoise.training.checkpoints import CheckpointError
+
+# 4 sequences per micro-batch, 2 micro-batches per update, 4 updates per rollout batch, 4 rollout batches per epoch;
+# the run goes from the first epoch into the second.
+SETTINGS = {
+    "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 2,
+    "steps_per_generation": 4,
+    "num_iterations": 2,
+    "clipping": "balanced",
+    "polarity": "papo",
+    "papo_warmup_updates": 2,
+    "papo_reference_fraction": 1.5,
+    "bapo_target_share": 0.55,
+    "max_steps": 22,
+    "save_strategy": "steps",
+    "save_steps": 1,
+    "lr_scheduler_type": "cosine",
+}
+TIMINGS = ("step_time", "train_runtime", "train_samples_per_second", "train_steps_per_second")
+
+
+def make(folder, **settings):
+    return trainer(folder, **(SETTINGS | settings), dataset=prompts(16))
+
+
+def history(subject):
+    return [{k: v for k, v in entry.items() if k not in TIMINGS} for entry in subject.state.log_history if "loss" in entry]
+
+
+def weights(subject):
+    return {name: value.clone() for name, value in subject.model.state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    subject = make(folder)
+    subject.train()
+    assert subject.state.epoch > 1
+    return folder, weights(subject), history(subject), subject.polarity_controller.state_dict()
+
+
+@pytest.mark.parametrize("step", [1, 3, 4, 7, 16, 17, 21])
+def test_resumed_run_ends_with_the_same_weights_and_metrics(uninterrupted, tmp_path, step):
+    folder, final_weights, final_history, controller = uninterrupted
+    shutil.copytree(folder / f"checkpoint-{step}", tmp_path / f"checkpoint-{step}")
+    subject = make(tmp_path)
+    subject.train(resume_from_checkpoint=True)
+    assert all(torch.equal(value, final_weights[name]) for name, value in weights(subject).items())
+    assert history(subject) == final_history
+    assert subject.polarity_controller.state_dict() == controller
+
+
+def test_metrics_between_two_logs_survive(tmp_path):
+    whole = make(tmp_path / "whole", logging_steps=4, max_steps=8)
+    whole.train()
+    shutil.copytree(tmp_path / "whole" / "checkpoint-3", tmp_path / "part" / "checkpoint-3")
+    part = make(tmp_path / "part", logging_steps=4, max_steps=8)
+    part.train(resume_from_checkpoint=True)
+    assert history(part) == history(whole)
+
+
+def test_an_interrupted_write_leaves_the_previous_checkpoint_usable(tmp_path, monkeypatch):
+    subject = make(tmp_path, max_steps=3)
+    original = torch.save
+
+    def disk_full(value, target, *args, **kwargs):
+        if "checkpoint-3" in str(target):
+            Path(target).write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        return original(value, target, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "save", disk_full)
+    with pytest.raises(CheckpointError, match=r"checkpoint-3 could not be written: .*No space left.*checkpoint-2, is complete"):
+        subject.train()
+    assert not (tmp_path / "checkpoint-3").exists()
+    monkeypatch.undo()
+    resumed = make(tmp_path, max_steps=3)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 3
+    assert checkpoints.is_complete(tmp_path / "checkpoint-3")
+
+
+def test_a_killed_write_is_not_resumed_and_is_cleared_away(tmp_path):
+    make(tmp_path, max_steps=2).train()
+    (tmp_path / "checkpoint-2" / checkpoints.MARKER).unlink()  # as a kill before the end of the write leaves it
+    assert checkpoints.latest_checkpoint(tmp_path) == tmp_path / "checkpoint-1"
+    subject = make(tmp_path, max_steps=2)
+    with pytest.raises(CheckpointError, match="checkpoint-2 has no equipoise.json: its writing was interrupted"):
+        subject.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    subject.train(resume_from_checkpoint=True)
+    assert checkpoints.is_complete(tmp_path / "checkpoint-2")
+
+
+def test_older_checkpoints_go_only_after_the_new_one_is_complete(tmp_path, monkeypatch):
+    present = []
+    original = checkpoints.write_marker
+    monkeypatch.setattr(
+        checkpoints, "write_marker",
+        lambda folder, state: (present.append(sorted(p.name for p in tmp_path.glob("checkpoint-*"))), original(folder, state)),
+    )  # fmt: skip
+    make(tmp_path, max_steps=3, save_total_limit=1).train()
+    assert present == [["checkpoint-1"], ["checkpoint-1", "checkpoint-2"], ["checkpoint-2", "checkpoint-3"]]
+    assert [p.name for p in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]
+
+
+def test_nothing_to_resume_is_said(tmp_path):
+    with pytest.raises(CheckpointError, match="has no complete checkpoint to resume from"):
+        make(tmp_path).train(resume_from_checkpoint=True)
+
+
+def test_a_checkpoint_of_a_newer_format_is_refused(tmp_path):
+    make(tmp_path, max_steps=1).train()
+    marker = tmp_path / "checkpoint-1" / checkpoints.MARKER
+    marker.write_text(marker.read_text().replace('"format": 1', '"format": 2'))
+    with pytest.raises(CheckpointError, match="of a newer format"):
+        make(tmp_path, max_steps=2).train(resume_from_checkpoint=True)

@@ -1,0 +1,151 @@
+"""Bounds, weights and metrics of an update: the same for any split of it, logged, and in force where TRL reads them."""
+
+import pytest
+import torch
+from peft import LoraConfig
+from test_trl_contract import hand_made_inputs
+from trainer_setup import config, prompts, tiny_model, trainer
+from trl import GRPOConfig
+
+from equipoise.training import EquipoiseTrainer
+
+STALE = {"num_iterations": 2, "clipping": "balanced", "polarity": "papo", "papo_warmup_updates": 1, "max_steps": 5}
+BINDING = {"bapo_target_share": 0.55, "papo_reference_fraction": 2.0}
+
+
+def run(folder, **settings):
+    subject = trainer(folder, **settings)
+    subject.train()
+    return subject, [entry for entry in subject.state.log_history if "loss" in entry]
+
+
+def own(entry):
+    return {k.removeprefix("equipoise/"): v for k, v in entry.items() if k.startswith("equipoise/")}
+
+
+@pytest.mark.parametrize("loss_type", ["dapo", "grpo"])
+def test_bounds_metrics_and_weights_do_not_depend_on_micro_batches(tmp_path, loss_type):
+    # 8 sequences per update, 2 updates per rollout batch and pass over it
+    runs = {
+        size: run(
+            tmp_path / str(size), **STALE, **BINDING, loss_type=loss_type, per_device_train_batch_size=size,
+            gradient_accumulation_steps=8 // size, steps_per_generation=16 // size,
+        )
+        for size in (8, 4, 2)
+    }  # fmt: skip
+    whole, whole_log = runs[8]
+    assert {own(entry)["bounds_high"] for entry in whole_log} != {1.2}, "the search must have something to find"
+    assert any(own(entry)["phase"] == 1 for entry in whole_log), "the controller must have something to do"
+    for split, split_log in (runs[4], runs[2]):
+        for a, b in zip(whole_log, split_log, strict=True):
+            assert own(a) == pytest.approx(own(b), rel=1e-3, abs=1e-5, nan_ok=True)
+            assert (own(a)["bounds_low"], own(a)["bounds_high"]) == (own(b)["bounds_low"], own(b)["bounds_high"])
+            assert a["loss"] == pytest.approx(b["loss"], rel=1e-3, abs=1e-5)
+            assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
+        for p, q in zip(whole.model.parameters(), split.model.parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-4)
+
+
+def test_every_promised_scalar_is_logged_for_every_update(tmp_path):
+    _, log = run(tmp_path, **STALE)
+    promised = {
+        "entropy", "expanding_flow", "contracting_flow", "balance_authority", "phase", "weight_expanding_positive",
+        "weight_expanding_negative", "weight_contracting_positive", "weight_contracting_negative", "bounds_low",
+        "bounds_high", "bounds_exhausted", "bounds_inactive", "share_gradient_before", "share_gradient_after",
+        "share_surrogate_before", "share_surrogate_after", "clip_fraction_low", "clip_fraction_high", "ratio_mean",
+        "ratio_std", "ratio_tail_fraction", "rollout_reward", "staleness", "reference_entropy",
+    }  # fmt: skip
+    assert len(log) == 5
+    for entry in log:
+        assert own(entry).keys() == promised
+        assert {"loss", "grad_norm"} <= entry.keys()
+
+
+def test_first_update_after_a_rollout_has_nothing_to_search_and_later_ones_do(tmp_path):
+    _, log = run(tmp_path, **STALE, steps_per_generation=1)
+    assert [own(entry)["staleness"] for entry in log] == [0, 1, 0, 1, 0]
+    for entry in log:
+        fresh = own(entry)["staleness"] == 0
+        assert own(entry)["bounds_inactive"] == float(fresh)
+        assert (own(entry)["ratio_std"] < 1e-5) == fresh
+
+
+def test_bounds_in_force_are_those_trl_clips_with(tmp_path):
+    subject, log = run(tmp_path, **STALE, **BINDING)
+    for entry in log:
+        assert entry["clip_ratio/low_mean"] == pytest.approx(own(entry)["clip_fraction_low"], abs=1e-6)
+        assert entry["clip_ratio/high_mean"] == pytest.approx(own(entry)["clip_fraction_high"], abs=1e-6)
+    assert 1 - subject.epsilon_low == pytest.approx(own(log[-1])["bounds_low"])
+    assert 1 + subject.epsilon_high == pytest.approx(own(log[-1])["bounds_high"])
+
+
+def test_buffered_advantages_are_not_reweighted_twice(tmp_path):
+    subject = trainer(tmp_path, **STALE, **BINDING, steps_per_generation=1)
+    seen = []
+    original = subject._micro_batch
+
+    def spy(inputs, statistics):
+        batch = original(inputs, statistics)
+        seen.append(batch.advantage.clone())
+        return batch
+
+    subject._micro_batch = spy
+    subject.train()
+    assert torch.equal(seen[2], seen[3])  # the two passes over the second rollout batch, after the warm-up
+
+
+def test_environment_tokens_enter_nothing(tmp_path):
+    subject = trainer(tmp_path, **STALE)
+    subject._rollout_step, subject._rollout_reward = -1, 0.0  # stale, so that bounds are searched
+    inputs = hand_made_inputs()
+    inputs["tool_mask"] = torch.ones_like(inputs["completion_mask"])
+    inputs["tool_mask"][:, 1] = 0
+    measured = []
+    for value in (0.0, torch.nan):
+        inputs["old_per_token_logps"][:, 1] = value
+        subject.polarity_controller = subject.args.polarity_controller()
+        subject.model.train()
+        subject.accelerator.gradient_state._set_sync_gradients(True)
+        subject.current_gradient_accumulation_steps = 1
+        with torch.no_grad():
+            subject.compute_loss(subject.model, dict(inputs))
+        measured.append({k: v[-1] for k, v in subject._metrics["train"].items() if k.startswith("equipoise/")})
+    assert measured[0] == pytest.approx(measured[1])
+    assert measured[0]["equipoise/ratio_std"] > 0.1
+
+
+def test_lora_trains_the_adapter_alone(tmp_path):
+    model = tiny_model()
+    subject = EquipoiseTrainer(
+        model=model, reward_funcs=lambda completions, **_: [float(len(c)) for c in completions],
+        args=config(tmp_path, **STALE), train_dataset=prompts(),
+        processing_class=trainer(tmp_path / "other").processing_class, peft_config=LoraConfig(r=2, target_modules=["q_proj", "v_proj"]),
+    )  # fmt: skip
+    before = {n: p.clone() for n, p in subject.model.named_parameters()}
+    subject.train()
+    moved = {n for n, p in subject.model.named_parameters() if not torch.equal(p, before[n])}
+    assert moved
+    assert all("lora_" in name for name in moved)
+    assert own(subject.state.log_history[1])["staleness"] == 1
+
+
+def test_a_plain_grpo_config_is_refused(tmp_path):
+    args = GRPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, activation_checkpointing=False)
+    with pytest.raises(TypeError, match="args must be an EquipoiseConfig, got GRPOConfig"):
+        trainer(tmp_path, args=args)
+
+
+def test_evaluation_by_the_trainer_leaves_the_controller_alone(tmp_path):
+    subject = trainer(tmp_path, **STALE, per_device_eval_batch_size=8)
+    subject.eval_dataset = prompts(2)
+    subject.train()
+    before = subject.polarity_controller.state_dict()
+    subject.evaluate(prompts(2))
+    assert subject.polarity_controller.state_dict() == before
+
+
+def test_learning_raises_the_reward(tmp_path):
+    subject = trainer(tmp_path, **STALE | {"max_steps": 40}, learning_rate=2e-2, dataset=prompts(64))
+    subject.train()
+    rewards = [own(e)["rollout_reward"] for e in subject.state.log_history if "loss" in e]
+    assert sum(rewards[-4:]) / 4 > sum(rewards[:4]) / 4 + 0.3
