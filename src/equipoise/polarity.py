@@ -14,9 +14,7 @@ from equipoise.clipping import unclipped
 from equipoise.types import ClipBounds, TokenStatistics
 
 
-def entropy_polarity(
-    statistics: TokenStatistics, advantage: Float[Tensor, "*shape"]
-) -> Float[Tensor, "*shape"]:
+def entropy_polarity(statistics: TokenStatistics, advantage: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """P = A T (arXiv 2605.11775): > 0 where a small step on A log pi_a expands the entropy, < 0 where it contracts.
 
     Detached. Unit: nats per unit step size. Undefined where the advantage or the statistics are.

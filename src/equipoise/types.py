@@ -90,6 +90,3 @@ class TokenLoss(NamedTuple):
 
     loss: Float[Tensor, "batch time"]
     metrics: dict[str, WeightedMean]
-
-
-

@@ -102,7 +102,13 @@ def test_load_balancing_loss_is_that_of_trl():
     model, ids = MixtralForCausalLM(config).float(), torch.randint(1, 19, (2, 7))
     mask = torch.ones_like(ids)
     mask[0, :2] = 0
-    inputs = {"input_ids": ids, "attention_mask": mask, "labels": ids, "fused_lm_head": True, "output_router_logits": True}
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "labels": ids,
+        "fused_lm_head": True,
+        "output_router_logits": True,
+    }
     add_fused_lm_head(model, outputs=("log_probs", "entropy"))
     theirs = model(**inputs)
     add_statistics_head(model, temperature=1.0)

@@ -35,7 +35,9 @@ def make(folder, **settings):
 
 
 def history(subject):
-    return [{k: v for k, v in entry.items() if k not in TIMINGS} for entry in subject.state.log_history if "loss" in entry]
+    return [
+        {k: v for k, v in entry.items() if k not in TIMINGS} for entry in subject.state.log_history if "loss" in entry
+    ]
 
 
 def weights(subject):
@@ -82,7 +84,9 @@ def test_an_interrupted_write_leaves_the_previous_checkpoint_usable(tmp_path, mo
         return original(value, target, *args, **kwargs)
 
     monkeypatch.setattr(torch, "save", disk_full)
-    with pytest.raises(CheckpointError, match=r"checkpoint-3 could not be written: .*No space left.*checkpoint-2, is complete"):
+    with pytest.raises(
+        CheckpointError, match=r"checkpoint-3 could not be written: .*No space left.*checkpoint-2, is complete"
+    ):
         subject.train()
     assert not (tmp_path / "checkpoint-3").exists()
     monkeypatch.undo()

@@ -3,14 +3,12 @@
 These tests fail loudly when a seam of TRL moves.
 """
 
-
 from dataclasses import replace
 
 import pytest
 import torch
 from trainer_setup import config, start_of, tiny_model, trainer
 from trl import GRPOConfig, GRPOTrainer
-
 
 from equipoise import (
     BranchWeights,
@@ -65,7 +63,9 @@ def assert_same(ours, theirs, tolerance=2e-5):
     assert ours[0] == pytest.approx(theirs[0], rel=tolerance, abs=1e-6)
     assert ours[1].keys() == theirs[1].keys()
     for name, gradient in theirs[1].items():
-        torch.testing.assert_close(ours[1][name], gradient, rtol=tolerance, atol=1e-6 * gradient.abs().max().item() + 1e-7)
+        torch.testing.assert_close(
+            ours[1][name], gradient, rtol=tolerance, atol=1e-6 * gradient.abs().max().item() + 1e-7
+        )
 
 
 VARIANTS = [
@@ -111,9 +111,7 @@ def test_clipping_and_reweighting_through_trl_equal_the_core(tmp_path, loss_type
         tmp_path, loss_type=loss_type, clipping="balanced", polarity="papo", temperature=0.8,
         bapo_low=[bounds.low] * 2, bapo_high=[bounds.high] * 2,
     )  # fmt: skip
-    subject._open_update = lambda model: Update(
-        weights, subject.args.bound_grid(), "gradient", start_of(bounds)
-    )
+    subject._open_update = lambda model: Update(weights, subject.args.bound_grid(), "gradient", start_of(bounds))
     inputs = hand_made_inputs()
     through_trl = loss_and_gradients(subject, inputs)
 

@@ -148,7 +148,7 @@ class PolarityController:
 
 
 def balance_authority(expanding_flow: float, contracting_flow: float) -> float:
-    """b* = (N - P) / (N + P) in [-1, 1]: the strength * phase at which the predicted net flow is zero; 0 without flow."""
+    """b* = (N - P) / (N + P) in [-1, 1]: the strength * phase at which the predicted net flow is 0; 0 without flow."""
     total = expanding_flow + contracting_flow
     return (contracting_flow - expanding_flow) / total if total > 0 else 0.0
 

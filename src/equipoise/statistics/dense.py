@@ -57,7 +57,7 @@ class _DenseStatistics(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, logprob_gradient, entropy_gradient, *_):
+    def backward(ctx, logprob_gradient, entropy_gradient, *_):  # pyright: ignore[reportIncompatibleMethodOverride]
         logits, targets, maximum, log_s0, entropy = ctx.saved_tensors
         if logprob_gradient is None and entropy_gradient is None:
             return None, None, None

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from equipoise.statistics.checks import accumulation_dtype, check_rows, check_targets, check_temperature
 from equipoise.statistics.dense import logit_gradient
-from equipoise.statistics.moments import merged, moments_of, row_statistics
+from equipoise.statistics.moments import absent_part, merged, moments_of, row_statistics
 from equipoise.types import TokenStatistics
 
 TILE = 2048
@@ -109,14 +109,13 @@ class _LinearStatistics(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, targets, bias, temperature, softcap):
         head = _Head(hidden, weight, bias, temperature, softcap)
-        moments = None
+        moments = absent_part(hidden.shape[:1], head.dtype, hidden.device)
         target_logit = torch.zeros(targets.shape, dtype=head.dtype, device=hidden.device)
         for start, stop in head.spans():
             logits, _ = head.tile(start, stop)
             inside, column = _targets_in(targets, start, stop)
             target_logit = torch.where(inside, logits.gather(1, column)[:, 0], target_logit)
-            part = moments_of(logits)
-            moments = part if moments is None else merged(moments, part)
+            moments = merged(moments, moments_of(logits))
         check_rows(moments.maximum)
         logprob, entropy, tendency, correction, log_s0 = row_statistics(moments, target_logit)
         ctx.save_for_backward(hidden, weight, targets, bias, moments.maximum, log_s0, entropy)
@@ -127,7 +126,7 @@ class _LinearStatistics(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, logprob_gradient, entropy_gradient, *_):
+    def backward(ctx, logprob_gradient, entropy_gradient, *_):  # pyright: ignore[reportIncompatibleMethodOverride]
         if logprob_gradient is None and entropy_gradient is None:
             return (None,) * 6
         hidden, weight, targets, bias, maximum, log_s0, entropy = ctx.saved_tensors

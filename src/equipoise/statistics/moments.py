@@ -46,6 +46,12 @@ def moments_of(logits: Float[Tensor, "*rows vocabulary"]) -> Moments:
     return Moments(maximum.squeeze(-1), t0, s1, u0, q1)
 
 
+def absent_part(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Moments:
+    """The sums of no vocabulary at all: neutral in `merged`."""
+    zero = torch.zeros(shape, dtype=dtype, device=device)
+    return Moments(torch.full_like(zero, -torch.inf), zero, zero, zero, zero)
+
+
 def merged(a: Moments, b: Moments) -> Moments:
     """The sums of the union of two disjoint parts of the vocabulary."""
     maximum = torch.maximum(a.maximum, b.maximum)

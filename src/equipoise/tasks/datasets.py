@@ -158,7 +158,9 @@ def _json_object(source: str, number: int, line: bytes) -> dict[str, Any]:
         raise InputError(f"{source}, line {number}: must be UTF-8, got {shortened(line)}") from error
     except (ValueError, RecursionError) as error:
         shown = shortened(line.decode("utf-8").strip())
-        raise InputError(f"{source}, line {number}: must be one JSON object, got {shown} ({one_line(error)})") from error
+        raise InputError(
+            f"{source}, line {number}: must be one JSON object, got {shown} ({one_line(error)})"
+        ) from error
     if not isinstance(row, dict):
         raise InputError(f"{source}, line {number}: must be one JSON object, got {shortened(row)}")
     return row
@@ -176,7 +178,9 @@ def _csv_table(source: str, path: Path) -> _Table:
         raise InputError(f"{source}: column {twice[0]!r} occurs {header.count(twice[0])} times in the header")
     for number, row in enumerate(rows, start=1):
         if len(row) != len(header):
-            raise InputError(f"{source}, row {number}: must have {len(header)} values, got {len(row)}: {shortened(row)}")
+            raise InputError(
+                f"{source}, row {number}: must have {len(header)} values, got {len(row)}: {shortened(row)}"
+            )
     columns = {name: [row[index] for row in rows] for index, name in enumerate(header)}
     return _Table(source, columns, _row_names(len(rows)))
 
@@ -214,7 +218,9 @@ def _check_columns(table: _Table, prompt_column: str, answer_column: str) -> Non
                 f"{table.source}: no column {name!r} for the {role}, the columns are {', '.join(table.names)}{hint}"
             )
         if name != role and role in table.names and role not in (prompt_column, answer_column):
-            raise InputError(f"{table.source}: column {name!r} was chosen as the {role}, and a column {role!r} exists too")
+            raise InputError(
+                f"{table.source}: column {name!r} was chosen as the {role}, and a column {role!r} exists too"
+            )
 
 
 def _checked(table: _Table, column: str, check: Callable[[Any], Any]) -> list:

@@ -113,7 +113,9 @@ def _checked_rewards(name: str, returned: Any, expected: int) -> list[float | No
     if not isinstance(values, Sequence) or isinstance(values, str | bytes):
         raise InputError(f"reward function {name!r} must return a list of numbers, got {shortened(returned)}")
     if len(values) != expected:
-        raise InputError(f"reward function {name!r} must return one reward per completion, {expected}, got {len(values)}")
+        raise InputError(
+            f"reward function {name!r} must return one reward per completion, {expected}, got {len(values)}"
+        )
     rewards = [_checked_number(name, index, value) for index, value in enumerate(values)]
     if rewards and all(reward is None for reward in rewards):
         raise InputError(f"reward function {name!r} returned None for all {expected} completions of a batch")

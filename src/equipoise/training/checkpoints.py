@@ -80,6 +80,4 @@ def read_marker(folder: Path) -> dict[str, Any]:
 
 def rotate(run_folder: str | Path, limit: int | None, best: str | None) -> None:
     """Keep the newest `limit` checkpoints and the best one."""
-    rotate_checkpoints(
-        output_dir=str(run_folder), save_total_limit=limit, best_model_checkpoint=best, use_mtime=False
-    )
+    rotate_checkpoints(output_dir=str(run_folder), save_total_limit=limit, best_model_checkpoint=best, use_mtime=False)

@@ -4,11 +4,12 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from typing import cast, get_args
 
 import torch
-from trl import GRPOConfig
+from trl.trainer.grpo_config import GRPOConfig
 
-from equipoise.balance import BoundGrid
+from equipoise.balance import BoundGrid, Measure
 from equipoise.controllers import PolarityController
 from equipoise.types import ClipBounds
 
@@ -16,6 +17,13 @@ logger = logging.getLogger("equipoise")
 
 CLIPPED_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
 """TRL's loss types that clip the ratio from both sides. The others cap, smooth or drop it in ways of their own."""
+
+CHOICES = {
+    "clipping": ("fixed", "balanced"),
+    "polarity": ("off", "papo"),
+    "bapo_measure": get_args(Measure),
+    "bapo_token_weight": ("uniform", "rollout"),
+}
 
 
 @dataclass
@@ -106,10 +114,8 @@ class EquipoiseConfig(GRPOConfig):
         super().__post_init__()
         self.bound_grid()
         self.polarity_controller()
-        _one_of(self, "clipping", "fixed", "balanced")
-        _one_of(self, "polarity", "off", "papo")
-        _one_of(self, "bapo_measure", "gradient", "surrogate")
-        _one_of(self, "bapo_token_weight", "uniform", "rollout")
+        for name, choices in CHOICES.items():
+            _in_range(self, name, "one of " + ", ".join(map(repr, choices)), getattr(self, name) in choices)
         _in_range(self, "bapo_target_share", "in (0, 1)", 0 < self.bapo_target_share < 1)
         _in_range(self, "papo_neutral_zone", ">= 0", self.papo_neutral_zone >= 0)
         if self.clipping == "balanced":
@@ -137,7 +143,8 @@ class EquipoiseConfig(GRPOConfig):
             raise ValueError(
                 f"clipping='balanced' and delta={self.delta} both bound the ratios of negative tokens; unset one"
             )
-        rollout, update = self.steps_per_generation * self.num_iterations, self.gradient_accumulation_steps
+        rollout = (self.steps_per_generation or 1) * self.num_iterations
+        update = self.gradient_accumulation_steps
         if rollout % update and update % rollout:
             raise ValueError(
                 f"clipping='balanced' needs whole updates within a rollout batch: gradient_accumulation_steps="
@@ -156,6 +163,11 @@ class EquipoiseConfig(GRPOConfig):
                 low_step=self.bapo_low_step,
                 high_step=self.bapo_high_step,
             )
+
+    @property
+    def measure(self) -> Measure:
+        """The measure that steers the search."""
+        return cast(Measure, self.bapo_measure)
 
     def fixed_bounds(self) -> ClipBounds | None:
         """TRL's epsilons as absolute bounds; None for losses that do not clip from both sides."""
@@ -190,10 +202,6 @@ def _prefixed(prefix: str) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError(f"{prefix}{error}") from None
-
-
-def _one_of(config: EquipoiseConfig, name: str, *choices: str) -> None:
-    _in_range(config, name, "one of " + ", ".join(repr(c) for c in choices), getattr(config, name) in choices)
 
 
 def _in_range(config: EquipoiseConfig, name: str, rule: str, holds: bool) -> None:

@@ -9,12 +9,13 @@ import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from equipoise.statistics import linear_token_statistics
 
@@ -79,7 +80,9 @@ def add_statistics_head(model: PreTrainedModel, *, temperature: float) -> None:
                     softcap=softcap,
                 )
         # Scattering keeps the graph connected when no label is scored: every rank then still has a backward pass.
-        logprob, entropy, tendency, correction = (x.new_zeros(scored.shape).masked_scatter(scored, x) for x in statistics)
+        logprob, entropy, tendency, correction = (
+            x.new_zeros(scored.shape).masked_scatter(scored, x) for x in statistics
+        )
         aux_loss = _load_balancing_loss(backbone, text_config, kwargs) if kwargs.get("output_router_logits") else None
         return StatisticsOutput(logprob, entropy, tendency, correction, aux_loss)
 
@@ -98,7 +101,7 @@ def _logit_factor(text_config) -> float:
 
 
 @contextmanager
-def _full_head(head: nn.Module) -> Iterator[tuple[Tensor, Tensor | None]]:
+def _full_head(head: Any) -> Iterator[tuple[Tensor, Tensor | None]]:
     """The whole weight and bias of an LM head that FSDP2 may have sharded."""
     weight, bias = head.weight, getattr(head, "bias", None)
     if hasattr(weight, "ds_id"):
@@ -117,6 +120,7 @@ def _load_balancing_loss(backbone, text_config, kwargs) -> Tensor:
     from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
     num_experts = getattr(text_config, "num_experts", None) or text_config.num_local_experts
-    return load_balancing_loss_func(
+    loss = load_balancing_loss_func(
         backbone.router_logits, num_experts, text_config.num_experts_per_tok, kwargs.get("attention_mask")
     )
+    return cast(Tensor, loss)

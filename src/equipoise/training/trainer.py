@@ -5,6 +5,9 @@ clip bounds. When the statistics arrive, this trainer measures them, finds the b
 puts reweighted advantages and bounds where TRL will read them. No mathematics lives here; see `equipoise`.
 """
 
+# pyright: reportOptionalMemberAccess=false, reportArgumentType=false, reportOptionalOperand=false
+# (transformers types what a trainer holds as optional, or as one of many kinds)
+
 import functools
 import inspect
 import logging
@@ -12,7 +15,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.utils import is_peft_model
@@ -20,8 +23,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import TrainerCallback
-from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
 from equipoise.balance import BoundGrid, BoundsSelection, select_bounds
@@ -58,9 +62,8 @@ class EquipoiseTrainer(GRPOTrainer):
             raise TypeError(f"args must be an EquipoiseConfig, got {type(args).__name__}")
         self._on_statistics: Callable[[TokenStatistics], None] | None = None
         super().__init__(model, reward_funcs, args, **kwargs)
-        add_statistics_head(
-            self.model.get_base_model() if is_peft_model(self.model) else self.model, temperature=self.temperature
-        )
+        base = cast(Any, self.model).get_base_model() if is_peft_model(self.model) else self.model
+        add_statistics_head(base, temperature=self.temperature)
         self.polarity_controller: PolarityController | None = (
             args.polarity_controller() if args.polarity == "papo" else None
         )
@@ -79,7 +82,8 @@ class EquipoiseTrainer(GRPOTrainer):
         return batch
 
     def _get_train_sampler(self, dataset=None) -> Sampler:
-        return _EpochSampler(super()._get_train_sampler(dataset))
+        sampler = super()._get_train_sampler(dataset)
+        return _EpochSampler(sampler) if isinstance(sampler, RepeatSampler) else sampler
 
     # ---- one micro-batch ----------------------------------------------------------------------------------------
 
@@ -160,13 +164,16 @@ class EquipoiseTrainer(GRPOTrainer):
         if self.top_entropy_quantile < 1:
             kept = self.get_high_entropy_mask(statistics.entropy, action_mask, 1 - self.top_entropy_quantile)
         if self.off_policy_mask_threshold is not None:
-            kept = kept & self.get_off_policy_mask(
-                advantages=advantage,
-                per_token_logps=statistics.logprob,
-                sampling_per_token_logps=inputs.get("sampling_per_token_logps", behavior),
-                mask=action_mask,
-                off_policy_threshold=self.off_policy_mask_threshold,
-            ).bool()
+            kept = (
+                kept
+                & self.get_off_policy_mask(
+                    advantages=advantage,
+                    per_token_logps=statistics.logprob,
+                    sampling_per_token_logps=inputs.get("sampling_per_token_logps", behavior),
+                    mask=action_mask,
+                    off_policy_threshold=self.off_policy_mask_threshold,
+                ).bool()
+            )
         return kept
 
     # ---- one update ---------------------------------------------------------------------------------------------
@@ -174,7 +181,7 @@ class EquipoiseTrainer(GRPOTrainer):
     def _open_update(self, model) -> Update:
         """Bounds and weights of the update that begins: all that must be known before its first backward pass."""
         weights = self.polarity_controller.weights if self.polarity_controller else None
-        measure = self.args.bapo_measure
+        measure = self.args.measure
         if self.args.clipping == "fixed":
             bounds = self.args.fixed_bounds()
             if bounds is None:
@@ -193,7 +200,7 @@ class EquipoiseTrainer(GRPOTrainer):
     @torch.no_grad()
     def _search(self, model, grid: BoundGrid) -> BoundsSelection:
         """The bounds of the update, from a pass without gradients over all its micro-batches."""
-        slices = self.args.steps_per_generation
+        slices = self.args.steps_per_generation or 1
         numbers = range(self._step, self._step + self.current_gradient_accumulation_steps)
         with disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
             batches = [self._forward(model, self._buffered_inputs[number % slices]) for number in numbers]
@@ -210,12 +217,13 @@ class EquipoiseTrainer(GRPOTrainer):
 
     def _select(self, batches: list[MicroBatch], grid: BoundGrid) -> BoundsSelection:
         """The bounds of an update from the micro-batches of this rank; one all-reduce."""
-        local = sum(batch.contribution(grid, self.args.bapo_measure) for batch in batches)
+        first, *others = (batch.contribution(grid, self.args.measure) for batch in batches)
+        local = sum(others, start=first)
         whole = local.with_vector(self._all_reduce(local.vector).cpu())
         return select_bounds(whole, grid, target_share=self.args.bapo_target_share)
 
     def _all_reduce(self, vector: Tensor) -> Tensor:
-        return self.accelerator.reduce(vector, reduction="sum")
+        return cast(Tensor, self.accelerator.reduce(vector, reduction="sum"))
 
     def _close_update(self, update: Update) -> None:
         """Reduce what was measured, log it, and let the controller observe it."""
@@ -242,7 +250,7 @@ class EquipoiseTrainer(GRPOTrainer):
 
     # ---- checkpoints --------------------------------------------------------------------------------------------
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         """TRL's `train`; `resume_from_checkpoint=True` takes the newest complete checkpoint of the run.
 
         A resumed run continues exactly: controller, rollout batch in use, order of the data and random state included.
@@ -257,7 +265,7 @@ class EquipoiseTrainer(GRPOTrainer):
             resume_from_checkpoint = str(latest)
         if resume_from_checkpoint:
             checkpoints.read_marker(Path(resume_from_checkpoint))
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _save_checkpoint(self, model, trial) -> None:
         run_folder = self._get_output_dir(trial=trial)
@@ -380,7 +388,7 @@ class _EpochSampler(Sampler):
 
     def set_epoch(self, epoch: int) -> None:
         if self.sampler.shuffle:
-            self.sampler.generator.manual_seed(self.sampler.seed + epoch)
+            self.sampler.generator.manual_seed((self.sampler.seed or 0) + epoch)
 
     def __iter__(self):
         return iter(self.sampler)

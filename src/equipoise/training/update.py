@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from jaxtyping import Bool, Float, Float64
@@ -112,7 +113,7 @@ class Update:
         assert self._sums is not None, "an update without micro-batches"
         parts = [self._sums] if self._contribution is None else [self._sums, self._contribution.vector]
         total = all_reduce(torch.cat(parts))
-        sums = dict(zip(SUMS, total[: len(SUMS)].tolist(), strict=True))
+        sums: dict[str, float] = dict(zip(SUMS, total[: len(SUMS)].tolist(), strict=True))
         whole = None if self._contribution is None else self._contribution.with_vector(total[len(SUMS) :].cpu())
         return UpdateMeasures(sums, whole, self.selection)
 
@@ -175,7 +176,8 @@ class UpdateMeasures:
             return {}
         point = self.contribution.grid.path_point(selection.steps)
         shares = {}
-        for measure in ("gradient", "surrogate"):
+        measures: tuple[Measure, ...] = get_args(Measure)
+        for measure in measures:
             shares[f"share_{measure}_before"] = self.contribution.share(measure=measure)
             shares[f"share_{measure}_after"] = self.contribution.share(*point, measure=measure)
         return shares

@@ -1,4 +1,4 @@
-"""A small model for the number ladder, made on the spot: a Qwen2 of 63,000 parameters, supervised on random walks.
+"""A small model for the number ladder, made on the spot: a Qwen3 of 63,000 parameters, supervised on random walks.
 
 It knows the rules of the ladder and follows no goal: its walks are mostly legal, few end on the target. That is where
 reinforcement starts. Nothing is loaded from a network.
@@ -17,8 +17,8 @@ from tqdm import tqdm
 from transformers import (
     GenerationConfig,
     PreTrainedTokenizerBase,
-    Qwen2Config,
-    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -69,27 +69,33 @@ def warm_start_ladder(
         model = _ladder_model(tokenizer)
         walks = _TokenizedWalks(steps * batch_size, tokenizer, np.random.default_rng(seed))
         _train(model, walks, staging, seed, steps, batch_size, learning_rate, progress)
+        model.config.use_cache = True  # switched off by the Trainer
         model.eval().save_pretrained(staging)
         tokenizer.save_pretrained(staging)
     return folder
 
 
-def _ladder_model(tokenizer: PreTrainedTokenizerBase) -> Qwen2ForCausalLM:
-    special_tokens = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    config = Qwen2Config(
+def _ladder_model(tokenizer: PreTrainedTokenizerBase) -> Qwen3ForCausalLM:
+    special_tokens = {
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    config = Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=48,
         intermediate_size=144,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=4,
+        head_dim=12,
         max_position_embeddings=MAX_POSITIONS,
         tie_word_embeddings=True,
         attention_dropout=0.0,
         dtype="float32",
         **special_tokens,
     )
-    model = Qwen2ForCausalLM(config)
+    model = Qwen3ForCausalLM(config)
     model.generation_config = GenerationConfig(**special_tokens)
     return model
 
@@ -122,7 +128,7 @@ class _TokenizedWalks(torch.utils.data.Dataset):
 
 
 def _train(
-    model: Qwen2ForCausalLM,
+    model: Qwen3ForCausalLM,
     walks: _TokenizedWalks,
     staging: Path,
     seed: int,

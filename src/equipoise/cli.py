@@ -1,0 +1,198 @@
+"""The command line: `equipoise train | evaluate | warm-start | quickstart`.
+
+Exit codes: 0 done, 2 something the user gave cannot be used (one line says what), 130 interrupted.
+"""
+
+import argparse
+import logging
+import os
+import sys
+import textwrap
+import warnings
+from pathlib import Path
+
+from equipoise import __version__
+from equipoise.errors import InputError
+
+DESCRIPTION = "Entropy control for reinforcement fine-tuning of language models, token by token."
+
+EXAMPLES = """\
+examples:
+  equipoise quickstart                         everything once, on a laptop, in minutes
+  equipoise warm-start runs/base               a small model that can nearly do the number ladder
+  equipoise train --config recipes/ladder_stale_equipoise.yaml --model runs/base --output_dir runs/ladder
+  equipoise train --model FOLDER_OR_ID --dataset data.jsonl --reward math --output_dir runs/mine
+  equipoise train --resume runs/mine           continue an interrupted run, exactly
+  equipoise evaluate runs/mine FOLDER_OR_ID    runs and models side by side
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; returns the exit code."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    # Deprecations inside the host libraries are not for the user of this one.
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    options, rest = _parser().parse_known_args(arguments)
+    _quiet_hosts()
+    try:
+        return options.command(options, rest) or 0
+    except InputError as error:
+        print(f"equipoise: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nequipoise: interrupted", file=sys.stderr)
+        return 130
+
+
+def _quiet_hosts() -> None:
+    """Leave the progress bars to those that tell something: not one per saved file."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+
+
+def _parser() -> argparse.ArgumentParser:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("equipoise", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=formatter)
+    parser.add_argument("--version", action="version", version=f"equipoise {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    train = commands.add_parser(
+        "train",
+        help="train a model with GRPO, balanced clipping and polarity control",
+        description="Train a model. Every key of the YAML file is also a flag, which overrides it.",
+        usage="equipoise train --config FILE [--key value …]  |  equipoise train --resume RUN [--key value …]",
+        formatter_class=formatter,
+        add_help=False,
+    )
+    train.add_argument("-h", "--help", action="store_true", help="show this help, with the keys of equipoise")
+    train.add_argument("--config", metavar="FILE", help="YAML file of keys; one file is one run")
+    train.add_argument("--resume", metavar="RUN", type=Path, help="continue the run in this folder")
+    train.set_defaults(command=_train)
+
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="greedy accuracy, pass@k with intervals, distinct correct answers",
+        description="Evaluate runs and models on held-out data, side by side.",
+        formatter_class=formatter,
+    )
+    _add_evaluate_arguments(evaluate)
+    evaluate.set_defaults(command=_evaluate)
+
+    warm_start = commands.add_parser("warm-start", help="make the small model of the number ladder (no network)")
+    warm_start.add_argument("folder", type=Path, help="where the model folder is written")
+    warm_start.add_argument("--seed", type=int, default=0)
+    warm_start.set_defaults(command=_warm_start)
+
+    quickstart = commands.add_parser("quickstart", help="warm start, two runs, evaluation and a picture, in minutes")
+    quickstart.add_argument("--output", type=Path, default=Path("runs/quickstart"), help="default: %(default)s")
+    quickstart.add_argument("--seed", type=int, default=0)
+    quickstart.set_defaults(command=_quickstart)
+    return parser
+
+
+def _train(options: argparse.Namespace, rest: list[str]) -> int:
+    from equipoise.training import run, settings
+
+    if options.help:
+        print(train_help())
+        return 0
+    flags = settings.checked_keys(settings.read_flags(rest), "flag --")
+    if options.resume is not None:
+        if options.config is not None:
+            raise InputError("--resume takes the run's own configuration: leave --config out")
+        folder = run.resume(options.resume, flags)
+    else:
+        keys = {}
+        if options.config is not None:
+            keys = settings.checked_keys(settings.read_yaml(options.config), f"config {options.config}: ")
+        folder = run.train(keys | flags)
+    print(f"Done: {folder}")
+    return 0
+
+
+def train_help() -> str:
+    """What `equipoise train --help` prints: the keys of equipoise; those of TRL are in TRL's documentation."""
+    import dataclasses
+
+    from equipoise.training.config import OWN_FIELDS, EquipoiseConfig
+    from equipoise.training.settings import RunSettings
+
+    lines = [
+        "usage: equipoise train --config FILE [--key value …]",
+        "       equipoise train --resume RUN [--key value …]",
+        "",
+        "One YAML file is one run; every key is also a flag, which overrides the file.",
+        "",
+        "  --config FILE   YAML file of keys",
+        "  --resume RUN    continue the run in this folder from its newest complete checkpoint",
+    ]
+    own = [f for f in dataclasses.fields(EquipoiseConfig) if f.name in OWN_FIELDS]
+    for title, fields in (("what to train on what", dataclasses.fields(RunSettings)), ("clipping and polarity", own)):
+        lines += ["", f"{title}:"]
+        for field in fields:
+            default = field.default_factory() if callable(field.default_factory) else field.default
+            head = f"  --{field.name}" + ("" if default in (None, "") else f" (default: {default})")
+            lines += [
+                head,
+                *textwrap.wrap(field.metadata["help"], 100, initial_indent=6 * " ", subsequent_indent=6 * " "),
+            ]
+    lines += [
+        "",
+        "All keys of TRL's GRPOConfig work as well: output_dir, learning_rate, max_steps, num_generations,",
+        "steps_per_generation and num_iterations (updates per rollout batch), loss_type, epsilon, seed, report_to, …",
+    ]
+    return "\n".join(lines)
+
+
+def _add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("models", nargs="+", metavar="MODEL_OR_RUN", help="run folder, model folder or hub id")
+    data = parser.add_argument_group("held-out data (default: that of the run)")
+    data.add_argument("--task", help="a task by name: ladder")
+    data.add_argument("--dataset", help="JSONL, Parquet or CSV file, or hub id")
+    data.add_argument("--dataset_split", default="train", help="split of a hub data set (default: %(default)s)")
+    data.add_argument("--prompt_column", default="prompt")
+    data.add_argument("--answer_column", default="answer")
+    data.add_argument("--chat", action="store_true", help="wrap text prompts as one user message")
+    data.add_argument("--reward", help="exact, math or module:function")
+    data.add_argument("--prompts", type=int, help="only the first so many")
+    sampling = parser.add_argument_group("sampling")
+    sampling.add_argument("--samples", type=int, default=16, help="per prompt (default: %(default)s)")
+    sampling.add_argument("--k", type=int, nargs="+", default=[1, 8], help="of pass@k (default: 1 8)")
+    sampling.add_argument("--temperature", type=float, default=1.0)
+    sampling.add_argument("--max_new_tokens", type=int, help="default: that of the task or run, else 512")
+    sampling.add_argument("--batch_size", type=int, default=256, help="sequences at a time (default: %(default)s)")
+    sampling.add_argument("--seed", type=int, default=0)
+    output = parser.add_argument_group("output")
+    output.add_argument("--output", type=Path, help="also write the numbers to this new JSON file")
+    output.add_argument("--samples_output", type=Path, help="write every sample to this new folder, a JSONL per model")
+
+
+def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
+    from equipoise.training.comparison import evaluate_models
+
+    _no_rest(rest)
+    evaluate_models(options)
+    return 0
+
+
+def _warm_start(options: argparse.Namespace, rest: list[str]) -> int:
+    from equipoise.training.warm_start import warm_start_ladder
+
+    _no_rest(rest)
+    print(f"Done: {warm_start_ladder(options.folder, seed=options.seed)}")
+    return 0
+
+
+def _quickstart(options: argparse.Namespace, rest: list[str]) -> int:
+    from equipoise.training.quickstart import quickstart
+
+    _no_rest(rest)
+    quickstart(options.output, seed=options.seed)
+    return 0
+
+
+def _no_rest(rest: list[str]) -> None:
+    if rest:
+        raise InputError(f"flag {rest[0]} is not known; see --help")

@@ -1,0 +1,72 @@
+"""Reading run folders back, without the trainer that wrote them."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from equipoise.errors import InputError
+
+METRICS_FILE, EVALUATION_FILE = "metrics.jsonl", "evaluation.jsonl"
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run measured.
+
+    Attributes:
+        name: of the folder.
+        metrics: one mapping per logged update, in order.
+        evaluations: one mapping per evaluation on held-out data, in order.
+    """
+
+    name: str
+    metrics: list[dict[str, Any]]
+    evaluations: list[dict[str, Any]]
+
+    def curve(self, key: str) -> tuple[Float[np.ndarray, " points"], Float[np.ndarray, " points"]]:
+        """(updates, values) of a metric where it was logged and finite."""
+        points = [(m["update"], m[key]) for m in self.metrics if m.get(key) is not None]
+        return _columns(points, 2)
+
+    def evaluation_curve(self, *path: str) -> tuple[Float[np.ndarray, " points"], ...]:
+        """(updates, mean, low, high) of an estimate, such as ("pass_at", "8") or ("greedy",)."""
+        points = []
+        for evaluation in self.evaluations:
+            estimate: Any = evaluation
+            for key in path:
+                estimate = (estimate or {}).get(key)
+            if estimate is not None:
+                points.append((evaluation["update"], estimate["mean"], estimate["low"], estimate["high"]))
+        return _columns(points, 4)
+
+
+def _columns(points: list[tuple], count: int) -> tuple:
+    return tuple(np.array(points, dtype=float).reshape(-1, count).T)
+
+
+def read_run(folder: str | Path) -> RunRecord:
+    """The record of a run folder.
+
+    Raises:
+        InputError: when the folder holds no metrics, or a line of its files is no JSON (with its number).
+    """
+    folder = Path(folder)
+    if not (folder / METRICS_FILE).is_file():
+        raise InputError(f"{folder} is no run folder: it has no {METRICS_FILE}")
+    return RunRecord(folder.name, _lines(folder / METRICS_FILE), _lines(folder / EVALUATION_FILE))
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    records = []
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}, line {number} is no JSON: {error.msg}") from error
+    return records

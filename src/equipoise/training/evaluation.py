@@ -1,0 +1,342 @@
+"""How good a policy is on a set of prompts: greedy and sampled accuracy, pass@k, distinct correct answers, lengths.
+
+Greedy generation first (it is the cheap pass, so that a broken reward function shows early), then `num_samples` samples
+of every prompt, then one call of the reward function for each pass. Every mean is over prompts, and its interval is a
+bootstrap over prompts. Evaluating in the middle of training changes nothing: the modes of the modules and the state of
+the random generators are as before afterwards.
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, TypedDict
+
+import numpy as np
+import torch
+from datasets import Dataset
+from tqdm import tqdm
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from equipoise.diagnostics.estimators import bootstrap_interval, distinct_at_k, pass_at_k
+from equipoise.errors import InputError
+from equipoise.tasks.datasets import one_line, shortened
+from equipoise.tasks.task import RewardFunction
+from equipoise.training.randomness import seeded
+
+
+class Estimate(TypedDict):
+    """A mean over prompts with its 95% bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate_policy` measured; `as_dict` is JSON.
+
+    Attributes:
+        num_prompts: prompts evaluated.
+        num_samples: completions sampled per prompt.
+        temperature: of the samples.
+        seed: of the samples.
+        greedy: fraction of prompts whose greedy completion is correct; None when it was not asked for.
+        pass_at: k -> probability that one of k samples is correct.
+        distinct_correct_at: k -> expected number of correct completions with different texts among k samples.
+        mean_length: tokens of the samples up to and including the end of sequence.
+        truncated_fraction: samples without an end of sequence, in [0, 1].
+        mean_reward: of the scored samples; None when none was scored.
+        samples: one record per prompt, in the order of the data set; see `write_samples`.
+    """
+
+    num_prompts: int
+    num_samples: int
+    temperature: float
+    seed: int
+    greedy: Estimate | None
+    pass_at: dict[int, Estimate]
+    distinct_correct_at: dict[int, Estimate]
+    mean_length: float
+    truncated_fraction: float
+    mean_reward: float | None
+    samples: list[dict[str, Any]] = field(repr=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All but the samples, ready for JSON: the k of `pass_at` and `distinct_correct_at` are strings."""
+        values = {name: value for name, value in vars(self).items() if name != "samples"}
+        for name in ("pass_at", "distinct_correct_at"):
+            values[name] = {str(k): dict(estimate) for k, estimate in values[name].items()}
+        return values
+
+    def write_samples(self, path: str | os.PathLike[str]) -> None:
+        """One JSON line per prompt: prompt, answer, greedy and completions, these as {text, reward, length, truncated}."""
+        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in self.samples]
+        Path(path).write_text("".join(lines), encoding="utf-8")
+
+
+class Completion(NamedTuple):
+    """One generated completion.
+
+    Attributes:
+        ids: tokens up to and including the end of sequence.
+        text: decoded, without special tokens.
+        truncated: there was no end of sequence.
+    """
+
+    ids: list[int]
+    text: str
+    truncated: bool
+
+
+def evaluate_policy(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    dataset: Dataset,
+    reward: RewardFunction,
+    *,
+    num_samples: int = 16,
+    ks: Sequence[int] = (1, 8),
+    temperature: float = 1.0,
+    max_new_tokens: int,
+    batch_size: int = 256,
+    seed: int = 0,
+    correct_at: float = 1.0,
+    progress: bool = True,
+    greedy: bool = True,
+) -> Evaluation:
+    """Accuracy and diversity of a policy on the prompts of a data set.
+
+    Samples come from the plain softmax at `temperature` (no top-k, top-p or penalty). The numbers are reproducible for
+    one seed and batch size on one machine.
+
+    Args:
+        model: a transformers model for causal language modelling, on its device.
+        tokenizer: of the model; prompts that are chat messages go through its chat template.
+        dataset: column "prompt", and the columns that the reward asks for.
+        reward: scores completions.
+        num_samples: sampled completions per prompt.
+        ks: the k of pass@k and distinct@k, each in 1..num_samples.
+        temperature: of the samples, > 0.
+        max_new_tokens: longest completion, in tokens with the end of sequence.
+        batch_size: sequences generated at once.
+        seed: of the samples.
+        correct_at: a completion is correct when its reward is at least this; an unscored one is not.
+        progress: show a progress bar with the time left on stderr.
+        greedy: evaluate the greedy completion of every prompt as well.
+
+    Raises:
+        InputError: when the data set is empty or a number is out of range, the tokenizer has no chat template for chat
+            messages, or a prompt cannot be encoded.
+    """
+    _check_settings(dataset, num_samples, ks, temperature, max_new_tokens, batch_size)
+    prompt_ids = [_prompt_ids(tokenizer, prompt, row) for row, prompt in enumerate(dataset["prompt"], start=1)]
+    generator = _Generator(model, tokenizer, max_new_tokens, batch_size)
+    num_sequences = len(prompt_ids) * (num_samples + greedy)
+    bar = tqdm(total=num_sequences, desc="evaluate", unit="completion", leave=False, disable=not progress)
+    with bar, _evaluation_mode(model), seeded(seed):
+        best = generator.completions(prompt_ids, None, bar.update) if greedy else []
+        best_rewards = _rewards(reward, dataset, best, 1)
+        repeated = [ids for ids in prompt_ids for _ in range(num_samples)]
+        sampled = generator.completions(repeated, temperature, bar.update)
+        rewards = _rewards(reward, dataset, sampled, num_samples)
+    correct = np.array([value is not None and value >= correct_at for value in rewards]).reshape(-1, num_samples)
+    scored = [value for value in rewards if value is not None]
+    return Evaluation(
+        num_prompts=len(prompt_ids),
+        num_samples=num_samples,
+        temperature=float(temperature),
+        seed=seed,
+        greedy=_estimate([value is not None and value >= correct_at for value in best_rewards]) if greedy else None,
+        pass_at={k: _estimate(pass_at_k(correct.sum(axis=1), num_samples, k)) for k in ks},
+        distinct_correct_at={k: _estimate(_distinct_correct(correct, sampled, k)) for k in ks},
+        mean_length=float(np.mean([len(completion.ids) for completion in sampled])),
+        truncated_fraction=float(np.mean([completion.truncated for completion in sampled])),
+        mean_reward=float(np.mean(scored)) if scored else None,
+        samples=_sample_records(dataset, best, best_rewards, sampled, rewards, num_samples),
+    )
+
+
+class _Generator:
+    """Batches of completions of one model, in the order of their prompts."""
+
+    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, batch_size: int) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
+        self.eos_ids = _eos_ids(model, tokenizer)
+        # A tokenizer without a padding token can pad with any: the attention mask hides it.
+        self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.eos_ids[0]
+
+    def completions(
+        self, prompt_ids: list[list[int]], temperature: float | None, done: Callable[[int], Any]
+    ) -> list[Completion]:
+        """One completion per prompt, greedy where the temperature is None; `done` is told the size of each batch."""
+        # Prompts of like length share a batch, the longest first: memory runs out at once or not at all.
+        order = sorted(range(len(prompt_ids)), key=lambda index: -len(prompt_ids[index]))
+        completions: dict[int, Completion] = {}
+        for begin in range(0, len(order), self.batch_size):
+            batch = order[begin : begin + self.batch_size]
+            generated = self._generate([prompt_ids[index] for index in batch], temperature)
+            completions.update(zip(batch, map(self._completion, generated), strict=True))
+            done(len(batch))
+        return [completions[index] for index in range(len(prompt_ids))]
+
+    def _generate(self, prompt_ids: list[list[int]], temperature: float | None) -> list[list[int]]:
+        """Token ids after the prompts, which are padded on the left; rows end in padding where they stopped early."""
+        length = max(map(len, prompt_ids))
+        padded = torch.tensor([[self.pad_id] * (length - len(ids)) + ids for ids in prompt_ids])
+        mask = torch.tensor([[0] * (length - len(ids)) + [1] * len(ids) for ids in prompt_ids])
+        device = self.model.device
+        output = self.model.generate(
+            input_ids=padded.to(device), attention_mask=mask.to(device), generation_config=self._config(temperature)
+        )
+        return output[:, length:].tolist()
+
+    def _config(self, temperature: float | None) -> GenerationConfig:
+        # Whatever is left out here is taken from the model's own generation config, so the neutral values are explicit.
+        sampling: dict[str, Any] = {"do_sample": False}
+        if temperature is not None:
+            sampling = {"do_sample": True, "temperature": float(temperature), "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+        return GenerationConfig(
+            **sampling,
+            num_beams=1,
+            repetition_penalty=1.0,
+            max_new_tokens=self.max_new_tokens,
+            eos_token_id=self.eos_ids,
+            pad_token_id=self.pad_id,
+            use_cache=True,
+            disable_compile=True,
+        )
+
+    def _completion(self, ids: list[int]) -> Completion:
+        end = next((position for position, token in enumerate(ids) if token in self.eos_ids), None)
+        kept = ids if end is None else ids[: end + 1]
+        return Completion(kept, self.tokenizer.decode(kept, skip_special_tokens=True), end is None)
+
+
+def _eos_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Every token that ends a completion: the tokenizer's and those of the model's generation config, as in TRL."""
+    configured = model.generation_config.eos_token_id
+    ids = [] if configured is None else [configured] if isinstance(configured, int) else list(configured)
+    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ids:
+        ids.insert(0, tokenizer.eos_token_id)
+    if not ids:
+        raise InputError("evaluation needs an end of sequence, and neither the tokenizer nor the model has one")
+    return ids
+
+
+@contextmanager
+def _evaluation_mode(model: Any) -> Iterator[None]:
+    """Every module in evaluation mode, and each back in its own afterwards: frozen parts may have been in it before."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _check_settings(
+    dataset: Dataset, num_samples: int, ks: Sequence[int], temperature: float, max_new_tokens: int, batch_size: int
+) -> None:
+    if len(dataset) == 0:
+        raise InputError("the data set to evaluate on is empty")
+    for name, value in (("num_samples", num_samples), ("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
+        if value < 1:
+            raise InputError(f"{name} must be at least 1, got {value}")
+    if not 0.0 < temperature < float("inf"):
+        raise InputError(f"temperature must be positive and finite, got {temperature}")
+    for k in ks:
+        if not 1 <= k <= num_samples:
+            raise InputError(f"every k of pass@k must be in 1..num_samples = {num_samples}, got {k}")
+
+
+def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str | list, row: int) -> list[int]:
+    if not isinstance(prompt, str) and getattr(tokenizer, "chat_template", None) is None:
+        raise InputError(f"row {row}: the prompt is a list of chat messages, and the tokenizer has no chat template")
+    try:
+        if isinstance(prompt, str):
+            return list(tokenizer(prompt)["input_ids"])
+        encoded = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)
+        return list(encoded["input_ids"])
+    except Exception as error:  # tokenizers and templates raise plain exceptions
+        raise InputError(f"row {row}: the prompt {shortened(prompt)} cannot be encoded ({one_line(error)})") from error
+
+
+def _rewards(
+    reward: RewardFunction, dataset: Dataset, completions: list[Completion], repeats: int
+) -> list[float | None]:
+    """The rewards of all completions, `repeats` per row of the data set, from one call with the keywords TRL uses."""
+    if not completions:
+        return []
+    columns = {name: [value for value in dataset[name] for _ in range(repeats)] for name in dataset.column_names}
+    prompts = columns.pop("prompt")
+    texts: list[Any] = [completion.text for completion in completions]
+    if not isinstance(prompts[0], str):
+        texts = [[{"role": "assistant", "content": text}] for text in texts]
+    returned = reward(
+        prompts=prompts,
+        completions=texts,
+        completion_ids=[completion.ids for completion in completions],
+        **columns,
+        trainer_state=None,
+        log_extra=_ignore,
+        log_metric=_ignore,
+    )
+    return [None if value is None else float(value) for value in returned]
+
+
+def _ignore(name: str, value: Any) -> None:
+    """Takes what a reward function logs while it is trained with."""
+
+
+def _distinct_correct(correct: np.ndarray, completions: list[Completion], k: int) -> list[float]:
+    """[prompts] expected number of different correct texts among k samples; `correct` is [prompts, samples]."""
+    num_samples = correct.shape[1]
+    values = []
+    for row, marks in enumerate(correct):
+        texts = [completion.text for completion in completions[row * num_samples : (row + 1) * num_samples]]
+        counts = Counter(text for text, mark in zip(texts, marks, strict=True) if mark)
+        values.append(distinct_at_k(list(counts.values()), num_samples, k))
+    return values
+
+
+def _estimate(values: Sequence[float] | np.ndarray) -> Estimate:
+    low, high = bootstrap_interval(values)
+    return Estimate(mean=float(np.mean(values)), low=low, high=high)
+
+
+def _sample_records(
+    dataset: Dataset,
+    best: list[Completion],
+    best_rewards: list[float | None],
+    sampled: list[Completion],
+    rewards: list[float | None],
+    num_samples: int,
+) -> list[dict[str, Any]]:
+    greedy = [_record(*pair) for pair in zip(best, best_rewards, strict=True)] or [None] * len(dataset)
+    records = [_record(*pair) for pair in zip(sampled, rewards, strict=True)]
+    answers = dataset["answer"] if "answer" in dataset.column_names else [None] * len(dataset)
+    return [
+        {
+            "prompt": prompt,
+            "answer": answer,
+            "greedy": greedy[row],
+            "completions": records[row * num_samples : (row + 1) * num_samples],
+        }
+        for row, (prompt, answer) in enumerate(zip(dataset["prompt"], answers, strict=True))
+    ]
+
+
+def _record(completion: Completion, reward: float | None) -> dict[str, Any]:
+    return {
+        "text": completion.text,
+        "reward": reward,
+        "length": len(completion.ids),
+        "truncated": completion.truncated,
+    }

@@ -1,0 +1,100 @@
+"""Models, tokenizers and tasks from what the settings name; every failure is one line that says what to change."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from equipoise.errors import InputError
+from equipoise.tasks import Task, check_answers, ladder_task, load_examples, reward_function
+from equipoise.training.settings import RunSettings
+
+logger = logging.getLogger("equipoise")
+
+SMALL_MODEL = 20_000_000
+"""Parameters below which a second thread costs more than it brings."""
+
+
+def load_model(name: str, *, on_cpu: bool, trust_remote_code: bool = False, **init_kwargs: Any) -> PreTrainedModel:
+    """The causal language model of a folder or hub id; float32 on a CPU, else the type it was saved in.
+
+    Raises:
+        InputError: naming the folder or id, when there is no such model or it cannot be read.
+    """
+    init_kwargs.setdefault("dtype", torch.float32 if on_cpu else "auto")
+    return _loaded(AutoModelForCausalLM, name, trust_remote_code=trust_remote_code, **init_kwargs)
+
+
+def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, padding on the left as generation needs it.
+
+    Raises:
+        InputError: as `load_model`, or a tokenizer without an end-of-sequence token.
+    """
+    tokenizer = _loaded(AutoTokenizer, name, trust_remote_code=trust_remote_code, padding_side="left")
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"model {name}: its tokenizer has no end-of-sequence token")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _loaded(auto_class: Any, name: str, **kwargs: Any) -> Any:
+    if Path(name).exists() and not (Path(name) / "config.json").exists() and not _is_adapter(name):
+        raise InputError(f"model {name} is no model folder: it has no config.json")
+    try:
+        return auto_class.from_pretrained(name, **kwargs)
+    except Exception as error:  # transformers raises nearly everything for a model that it cannot read
+        cause = " ".join(str(error).split())
+        raise InputError(f"model {name} cannot be loaded: {type(error).__name__}: {cause[:300]}") from error
+
+
+def _is_adapter(name: str) -> bool:
+    return (Path(name) / "adapter_config.json").exists()
+
+
+def load_task(settings: RunSettings) -> Task:
+    """The task of a run: a named one, or the user's data with a reward; answers are checked before training.
+
+    Raises:
+        InputError: as `load_examples`, `reward_function` and `check_answers`.
+    """
+    if settings.task is not None:
+        return ladder_task()
+    assert settings.dataset is not None and settings.reward is not None
+    reward = reward_function(settings.reward)
+    train = _examples(settings, settings.dataset)
+    held_out = None if settings.eval_dataset is None else _examples(settings, settings.eval_dataset)
+    return Task(Path(settings.dataset).stem, train, held_out, reward, max_completion_length=None)
+
+
+def _examples(settings: RunSettings, source: str) -> Dataset:
+    assert settings.reward is not None
+    examples = load_examples(
+        source,
+        prompt_column=settings.prompt_column,
+        answer_column=settings.answer_column,
+        split=settings.dataset_split,
+        chat=settings.chat,
+    )
+    check_answers(settings.reward, examples, source)
+    return examples
+
+
+def check_chat_template(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, model: str) -> None:
+    """Refuse chat prompts for a tokenizer that cannot format them."""
+    if not isinstance(dataset[0]["prompt"], str) and tokenizer.chat_template is None:
+        raise InputError(
+            f"model {model}: the prompts are chat messages, but its tokenizer has no chat template; use text prompts"
+        )
+
+
+def fit_threads(model: PreTrainedModel, *, on_cpu: bool) -> None:
+    """One thread for a small model on a CPU, unless OMP_NUM_THREADS says otherwise."""
+    if on_cpu and "OMP_NUM_THREADS" not in os.environ and model.num_parameters() < SMALL_MODEL:
+        torch.set_num_threads(1)
+        logger.warning("Small model on a CPU: using one thread (set OMP_NUM_THREADS to choose another number).")
