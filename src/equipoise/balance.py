@@ -182,15 +182,18 @@ def contribution(
         Contribution in float64; add those of micro-batches, and all-reduce `.vector` over ranks.
 
     Raises:
-        ValueError: an unknown measure, or NaN or infinite values inside the mask.
+        ValueError: an unknown measure, or NaN, infinite or negative values inside the mask.
     """
     if measure not in get_args(Measure):
         raise ValueError(f"measure must be 'gradient' or 'surrogate', got {measure!r}")
     ratio, advantage = ratio[action_mask].double(), advantage[action_mask].double()
     weight = torch.ones_like(ratio) if token_weight is None else token_weight[action_mask].double()
     weighted = weight * advantage
-    if not bool((weighted * ratio).isfinite().all()):
-        raise ValueError("ratio, advantage and token_weight must be finite on every action token, got NaN or infinity")
+    if not bool(((weighted * ratio).isfinite() & (ratio >= 0) & (weight >= 0)).all()):
+        raise ValueError(
+            "ratio, advantage and token_weight must be finite on every action token, ratio and token_weight not "
+            "negative, got a value that is not"
+        )
     high = torch.tensor(grid.high_points, dtype=torch.float64, device=ratio.device)
     low = torch.tensor(grid.low_points, dtype=torch.float64, device=ratio.device)
     high_bin = torch.bucketize(ratio, high, right=True)  # number of points h <= rho
@@ -261,8 +264,10 @@ def select_bounds(contribution: Contribution, grid: BoundGrid, *, target_share: 
     total = path_positive + path_negative
     share = torch.where(total > 0, path_positive / total, torch.nan)
     reached = (share >= target_share - TIE).nonzero()
-    exhausted = not inactive and reached.numel() == 0
-    steps = 0 if inactive else int(reached[0]) if reached.numel() else share.numel() - 1
+    # Without any negative token the start is kept, even where every positive one is clipped there (share 0/0).
+    keep_start = inactive or not bool(contribution.negative.any())
+    exhausted = not keep_start and reached.numel() == 0
+    steps = 0 if keep_start else int(reached[0]) if reached.numel() else share.numel() - 1
     low_index, high_index = grid.path_point(steps)
     return BoundsSelection(
         bounds=ClipBounds(grid.low_points[low_index], grid.high_points[high_index]),

@@ -17,14 +17,17 @@ def clipped_surrogate(
 def clipped_high(
     ratio: Float[Tensor, "*shape"], advantage: Float[Tensor, "*shape"], bounds: ClipBounds
 ) -> Bool[Tensor, "*shape"]:
-    """A > 0 and rho >= high: the surrogate is flat there, the token has no gradient."""
+    """A > 0 and rho >= high: the surrogate is flat above, the token counts as without gradient (BAPO, Eq. 6).
+
+    Exactly on the bound the surrogate has a kink, where torch's gradient is that of the unclipped side.
+    """
     return (advantage > 0) & (ratio >= bounds.high)
 
 
 def clipped_low(
     ratio: Float[Tensor, "*shape"], advantage: Float[Tensor, "*shape"], bounds: ClipBounds
 ) -> Bool[Tensor, "*shape"]:
-    """A < 0 and rho <= low: the surrogate is flat there, the token has no gradient."""
+    """A < 0 and rho <= low: the surrogate is flat below, the token counts as without gradient (as `clipped_high`)."""
     return (advantage < 0) & (ratio <= bounds.low)
 
 

@@ -29,7 +29,7 @@ SIZES = {
 def model_of(family):
     torch.manual_seed(1)
     made = {
-        "qwen2": lambda: tiny_model(1, vocab_size=19),
+        "llama": lambda: tiny_model(1, vocab_size=19),
         "llama, head with bias": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
         "gemma2, softcap": lambda: Gemma2ForCausalLM(Gemma2Config(**SIZES, final_logit_softcapping=2.0)),
         "cohere, factor": lambda: CohereForCausalLM(CohereConfig(**SIZES, logit_scale=0.25)),
@@ -42,7 +42,7 @@ def model_of(family):
     return model
 
 
-FAMILIES = ["qwen2", "llama, head with bias", "gemma2, softcap", "cohere, factor", "granite, divisor"]
+FAMILIES = ["llama", "llama, head with bias", "gemma2, softcap", "cohere, factor", "granite, divisor"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

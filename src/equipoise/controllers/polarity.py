@@ -66,7 +66,7 @@ class PolarityController:
         self._given_reference = reference_entropy
         self.reference_entropy = reference_entropy
         self.smoothed_entropy: float | None = None
-        self.demanded_authority = math.nan
+        self.demanded_authority = 0.0
         self.num_updates = 0
         self._warmup_total = 0.0
         self._saturated_updates = 0
@@ -112,13 +112,13 @@ class PolarityController:
         self._watch_saturation()
 
     def _watch_saturation(self) -> None:
-        short = self.phase >= 1 and self.demanded_authority > self.strength
+        short = abs(self.phase) >= 1 and self.demanded_authority * self.phase > self.strength
         self._saturated_updates = self._saturated_updates + 1 if short else 0
         if self._saturated_updates == SATURATION_PATIENCE:
             warnings.warn(
                 f"polarity control is saturated: for {SATURATION_PATIENCE} updates holding the entropy has needed an "
-                f"authority b* above the strength (now b*={self.demanded_authority:.3f}, strength={self.strength}). "
-                f"Raise the strength, lower the learning rate, or accept a lower reference entropy.",
+                f"authority b* beyond the strength (now b*={self.demanded_authority:.3f}, strength={self.strength}). "
+                f"Raise the strength, lower the learning rate, or accept another reference entropy.",
                 stacklevel=3,
             )
 

@@ -19,7 +19,7 @@ def pass_at_k(num_correct: Sequence[int] | np.ndarray | int, num_samples: int, k
     Raises:
         ValueError: when k is not in 1..n or a count not in 0..n.
     """
-    return 1.0 - _absence(_counts(num_correct, "num_correct", num_samples), num_samples, k)
+    return np.asarray(1.0 - _absence(_counts(num_correct, "num_correct", num_samples), num_samples, k))
 
 
 def distinct_at_k(counts: Sequence[int] | np.ndarray, num_samples: int, k: int) -> float:
@@ -81,7 +81,7 @@ def _absence(multiplicity: np.ndarray, num_samples: int, k: int) -> np.ndarray:
     # As a product of k factors in [0, 1]: the binomials themselves overflow.
     drawn = np.arange(k)
     remaining = np.maximum(num_samples - multiplicity[..., None] - drawn, 0)
-    return np.prod(remaining / (num_samples - drawn), axis=-1)
+    return np.asarray(np.prod(remaining / (num_samples - drawn), axis=-1))
 
 
 def _counts(values: Sequence[int] | np.ndarray | int, name: str, num_samples: int) -> np.ndarray:

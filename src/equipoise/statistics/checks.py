@@ -1,5 +1,7 @@
 """What every path of the token statistics refuses, with the same words."""
 
+import math
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -11,9 +13,9 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def check_temperature(temperature: float) -> None:
-    """Refuse a temperature that is not a positive number."""
-    if not temperature > 0:
-        raise ValueError(f"temperature must be > 0, got {temperature}")
+    """Refuse a temperature that is not a positive finite number."""
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be > 0 and finite, got {temperature}")
 
 
 def check_targets(targets: Int[Tensor, "*shape"], vocabulary: int) -> None:

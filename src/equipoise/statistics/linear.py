@@ -4,6 +4,8 @@ The vocabulary is walked in tiles of all tokens; the sums of the tiles merge (`m
 tile again. Nothing of shape [tokens, vocabulary] is ever allocated.
 """
 
+import math
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -69,8 +71,8 @@ def _check(hidden, weight, targets, bias, softcap, backend) -> None:
     devices = {str(x.device) for x in (hidden, weight, targets, bias) if x is not None}
     if len(devices) > 1:
         raise ValueError(f"hidden, weight, targets and bias must be on one device, got {sorted(devices)}")
-    if softcap is not None and not softcap > 0:
-        raise ValueError(f"softcap must be > 0 or None, got {softcap}")
+    if softcap is not None and not 0 < softcap < math.inf:
+        raise ValueError(f"softcap must be > 0 and finite, or None, got {softcap}")
     if backend not in ("auto", "torch"):
         raise ValueError(f"backend must be 'auto' or 'torch', got {backend!r}")
 

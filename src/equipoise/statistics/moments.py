@@ -90,6 +90,7 @@ class RowStatistics(NamedTuple):
 def row_statistics(moments: Moments, target_logit: Float[Tensor, "*rows"]) -> RowStatistics:
     """Statistics of the target whose tempered logit is given, from the sums over the whole vocabulary."""
     maximum, t0, s1, u0, q1 = moments
+    undefined = maximum - maximum  # 0, or NaN where a logit is NaN or +inf: never a plausible number from those
     shifted = target_logit - maximum
     s0, log_s0 = 1 + t0, t0.log1p()
     r = s1 / s0
@@ -98,4 +99,6 @@ def row_statistics(moments: Moments, target_logit: Float[Tensor, "*rows"]) -> Ro
     surprise = (shifted - r).masked_fill(shifted.isneginf(), 0.0)  # a token of probability 0 contributes nothing
     of_maximum = (r * (t0 - u0) + q1) / s0.square()
     tendency = torch.where(shifted == 0, of_maximum, correction - probability * surprise)
-    return RowStatistics(shifted - log_s0, log_s0 - r, tendency, correction, log_s0)
+    # C >= 0 by definition; rounding of a nearly uniform row may leave -4e-17.
+    correction = correction.clamp(min=0) + undefined
+    return RowStatistics(shifted - log_s0, log_s0 - r + undefined, tendency, correction, log_s0)

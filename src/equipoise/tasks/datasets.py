@@ -118,7 +118,8 @@ def _hub_table(source: str, split: str) -> _Table:
         loaded = datasets.load_dataset(name, configuration or None, split=split)
     except Exception as error:  # the hub client has dozens of kinds, for a wrong name, split, token or network
         raise InputError(
-            f"{source}: no such file, and split {split!r} of a hub data set of that name cannot be loaded ({one_line(error)})"
+            f"{source}: no such file, and split {split!r} of a hub data set of that name cannot be loaded"
+            f" ({one_line(error)})"
         ) from error
     if not isinstance(loaded, Dataset):
         raise InputError(f"{source}: split {split!r} is no single table of rows, got {type(loaded).__name__}")

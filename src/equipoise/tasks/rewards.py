@@ -1,4 +1,4 @@
-"""Reward functions: exact match, mathematical equality, and the user's own, each checked before TRL sees its numbers."""
+"""Reward functions: exact match, mathematical equality, and the user's own, whose results are checked."""
 
 import functools
 import importlib
@@ -48,8 +48,9 @@ def exact_reward(*, completions: list, answer: list[str], **columns: Any) -> lis
 def math_reward(*, completions: list, answer: list[str], **columns: Any) -> list[float | None]:
     r"""1.0 where math-verify finds the completion's result equal to the answer, else 0.0.
 
-    The result is taken from the last \boxed{} of the completion, or else its last LaTeX or plain expression. An answer
-    that cannot be parsed leaves its completion unscored (None); `check_answers` refuses such data before training.
+    The result is taken from the last \boxed{} of the completion, or else its last LaTeX or plain expression; boxes
+    within 70 characters of each other may be read as one set. An answer that cannot be parsed leaves its completion
+    unscored (None); `check_answers` refuses such data before training.
 
     Args:
         completions: strings or lists of chat messages, of which the last counts.
@@ -75,8 +76,8 @@ def check_answers(reward_name: str, dataset: Dataset, source: str) -> None:
     for number, answer in enumerate(dataset["answer"], start=1):
         if not _parsed_answer(answer):
             raise InputError(
-                f"{source}, row {number}, column 'answer': the reward \"math\" needs an answer that math-verify can parse"
-                f" (a bare word is none: write $abc$ for a product), got {shortened(answer)}"
+                f"{source}, row {number}, column 'answer': the reward \"math\" needs an answer that math-verify can"
+                f" parse (a bare word is none: write $abc$ for a product), got {shortened(answer)}"
             )
 
 
@@ -128,7 +129,8 @@ def _checked_number(name: str, index: int, value: Any) -> float | None:
         return None
     if not isinstance(value, Real) or not math.isfinite(value):
         raise InputError(
-            f"reward function {name!r} must return finite numbers or None, got {shortened(value)} for completion {index}"
+            f"reward function {name!r} must return finite numbers or None,"
+            f" got {shortened(value)} for completion {index}"
         )
     return float(value)
 
@@ -161,9 +163,9 @@ def _parsed_answer(gold: str) -> tuple:
     return (*parsed, gold.strip()) if parsed else ()
 
 
-def _timeout(seconds: int) -> int | None:
-    """None outside the main thread, where math-verify's timer (a signal) cannot be set."""
-    return seconds if threading.current_thread() is threading.main_thread() else None
+def _timeout(seconds: int) -> int:
+    """0 (none) outside the main thread, where math-verify's timer (a signal) cannot be set."""
+    return seconds if threading.current_thread() is threading.main_thread() else 0
 
 
 def _imported(name: str) -> Callable[..., Any]:

@@ -74,7 +74,7 @@ class Evaluation:
         return values
 
     def write_samples(self, path: str | os.PathLike[str]) -> None:
-        """One JSON line per prompt: prompt, answer, greedy and completions, these as {text, reward, length, truncated}."""
+        """One JSON line per prompt: prompt, answer, greedy, completions (each with text, reward, length, truncated)."""
         lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in self.samples]
         Path(path).write_text("".join(lines), encoding="utf-8")
 
@@ -215,10 +215,10 @@ class _Generator:
     def _completion(self, ids: list[int]) -> Completion:
         end = next((position for position, token in enumerate(ids) if token in self.eos_ids), None)
         kept = ids if end is None else ids[: end + 1]
-        return Completion(kept, self.tokenizer.decode(kept, skip_special_tokens=True), end is None)
+        return Completion(kept, str(self.tokenizer.decode(kept, skip_special_tokens=True)), end is None)
 
 
-def _eos_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def _eos_ids(model: Any, tokenizer: Any) -> list[int]:
     """Every token that ends a completion: the tokenizer's and those of the model's generation config, as in TRL."""
     configured = model.generation_config.eos_token_id
     ids = [] if configured is None else [configured] if isinstance(configured, int) else list(configured)
@@ -256,7 +256,7 @@ def _check_settings(
             raise InputError(f"every k of pass@k must be in 1..num_samples = {num_samples}, got {k}")
 
 
-def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str | list, row: int) -> list[int]:
+def _prompt_ids(tokenizer: Any, prompt: str | list, row: int) -> list[int]:
     if not isinstance(prompt, str) and getattr(tokenizer, "chat_template", None) is None:
         raise InputError(f"row {row}: the prompt is a list of chat messages, and the tokenizer has no chat template")
     try:

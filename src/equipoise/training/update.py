@@ -91,7 +91,8 @@ class Update:
         measure: Measure,
         selection: BoundsSelection | None,
     ):
-        self.weights, self.grid, self.measure, self.selection = weights, grid, measure, selection
+        self.weights, self.grid, self.selection = weights, grid, selection
+        self.measure: Measure = measure
         self._sums: Tensor | None = None
         self._contribution: Contribution | None = None
 

@@ -24,6 +24,7 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.trainer_callback import PrinterCallback
+from transformers.utils import logging
 
 from equipoise.errors import InputError
 from equipoise.tasks.ladder import ladder_tokenizer, random_walk_texts
@@ -37,7 +38,7 @@ def warm_start_ladder(
     folder: str | os.PathLike[str],
     *,
     seed: int = 0,
-    steps: int = 160,
+    steps: int = 200,
     batch_size: int = 256,
     learning_rate: float = 5e-3,
     progress: bool = True,
@@ -70,12 +71,14 @@ def warm_start_ladder(
         walks = _TokenizedWalks(steps * batch_size, tokenizer, np.random.default_rng(seed))
         _train(model, walks, staging, seed, steps, batch_size, learning_rate, progress)
         model.config.use_cache = True  # switched off by the Trainer
-        model.eval().save_pretrained(staging)
+        with _quiet():
+            model.eval().save_pretrained(staging)
         tokenizer.save_pretrained(staging)
     return folder
 
 
 def _ladder_model(tokenizer: PreTrainedTokenizerBase) -> Qwen3ForCausalLM:
+    """A Qwen3, as transformers loads every Qwen2 folder with a byte-level tokenizer, whatever was saved in it."""
     special_tokens = {
         "bos_token_id": None,
         "eos_token_id": tokenizer.eos_token_id,
@@ -89,6 +92,7 @@ def _ladder_model(tokenizer: PreTrainedTokenizerBase) -> Qwen3ForCausalLM:
         num_attention_heads=4,
         num_key_value_heads=4,
         head_dim=12,
+        initializer_range=0.1,  # of the usual 0.02 a model this narrow learns slowly
         max_position_embeddings=MAX_POSITIONS,
         tie_word_embeddings=True,
         attention_dropout=0.0,
@@ -137,7 +141,7 @@ def _train(
     learning_rate: float,
     progress: bool,
 ) -> None:
-    """Trains the model in place, on the CPU: at this size a GPU is no faster, and the weights are the same everywhere."""
+    """Trains the model in place, on the CPU: seconds at this size, and no GPU changes the weights."""
     arguments = TrainingArguments(
         output_dir=str(staging),
         max_steps=steps,
@@ -173,6 +177,18 @@ class _ProgressBar(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
         self.bar.close()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bar of transformers, which shows one for writing a single small file."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 @contextmanager
