@@ -153,7 +153,7 @@ REFUSED = {
     "target share": ({"bapo_target_share": 1}, "bapo_target_share must be in (0, 1), got bapo_target_share=1"),
     "strength": ({"papo_strength": 1}, "papo_strength must be in [0, 1), got strength=1"),
     "batch arithmetic": ({"num_generations": 3}, "generation_batch_size (8) must be divisible by num_generations (3)"),
-    "little data": ({"per_device_train_batch_size": 128}, "data.jsonl: 16 training prompts, but a rollout batch takes 32"),
+    "little data": ({"per_device_train_batch_size": 128}, "data.jsonl: 16 training prompts, but a rollout"),
     "no such module": ({"reward": "nojudge:x"}, "nojudge"),
     "no such function": ({"reward": "judges:praise"}, "praise"),
     "raising reward": ({"reward": "judges:broken"}, "the judge is away"),

@@ -39,6 +39,7 @@ MATH_CASES = [
     (r"\boxed{\frac{1}{3}}", "1/2", 0),
     ("42", "42", 1),
     ("I think it is 42.", r"\boxed{42}", 1),
+    (r"The final answer is $41$. I hope it is correct. \boxed{42}", "42", 1),
     (r"First 41, then \boxed{42}, as $x = 41$ is wrong", "42", 1),  # the box counts, not what comes last
     (
         r"\boxed{41}. That was the sum without its last term, which makes it greater by one: so it is \boxed{42}",

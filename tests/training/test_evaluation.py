@@ -158,6 +158,15 @@ def test_samples_follow_the_model_at_the_temperature(ladder):
     assert (frequencies > 0).sum() > 40
 
 
+def test_greedy_completions_ignore_the_generation_config_of_the_model(ladder):
+    model, tokenizer, dataset = ladder
+    plain = evaluate(model, tokenizer, dataset, num_samples=1, ks=(1,))
+    model.generation_config = GenerationConfig(repetition_penalty=10.0, num_beams=3, max_new_tokens=2)
+    configured = evaluate(model, tokenizer, dataset, num_samples=1, ks=(1,))
+    model.generation_config = GenerationConfig()
+    assert configured == plain
+
+
 def test_same_seed_same_samples_other_seed_others(ladder):
     torch.manual_seed(1)
     first = evaluate(*ladder, seed=3)

@@ -110,10 +110,12 @@ def test_a_killed_write_is_not_resumed_and_is_cleared_away(tmp_path):
 def test_older_checkpoints_go_only_after_the_new_one_is_complete(tmp_path, monkeypatch):
     present = []
     original = checkpoints.write_marker
-    monkeypatch.setattr(
-        checkpoints, "write_marker",
-        lambda folder, state: (present.append(sorted(p.name for p in tmp_path.glob("checkpoint-*"))), original(folder, state)),
-    )  # fmt: skip
+
+    def look_first(folder, state):
+        present.append(sorted(p.name for p in tmp_path.glob("checkpoint-*")))
+        original(folder, state)
+
+    monkeypatch.setattr(checkpoints, "write_marker", look_first)
     make(tmp_path, max_steps=3, save_total_limit=1).train()
     assert present == [["checkpoint-1"], ["checkpoint-1", "checkpoint-2"], ["checkpoint-2", "checkpoint-3"]]
     assert [p.name for p in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]

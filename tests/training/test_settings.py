@@ -26,6 +26,13 @@ def test_numbers_as_people_write_them(text, value):
     assert checked_keys(read_flags(["--learning_rate", text]), "--") == {"learning_rate": value}
 
 
+def test_no_is_a_word(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text("save_strategy: no\nuse_cpu: true\n")
+    assert checked_keys(read_yaml(file), "") == {"save_strategy": "no", "use_cpu": True}
+    assert checked_keys(read_flags(["--eval_strategy", "no"]), "") == {"eval_strategy": "no"}
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -4,10 +4,9 @@ import pytest
 import torch
 from peft import LoraConfig
 from test_trl_contract import hand_made_inputs
-from trainer_setup import config, prompts, tiny_model, trainer
+from trainer_setup import prompts, trainer
 from trl import GRPOConfig
 
-from equipoise.training import EquipoiseTrainer
 
 STALE = {"num_iterations": 2, "clipping": "balanced", "polarity": "papo", "papo_warmup_updates": 1, "max_steps": 5}
 BINDING = {"bapo_target_share": 0.55, "papo_reference_fraction": 2.0}
@@ -115,12 +114,8 @@ def test_environment_tokens_enter_nothing(tmp_path):
 
 
 def test_lora_trains_the_adapter_alone(tmp_path):
-    model = tiny_model()
-    subject = EquipoiseTrainer(
-        model=model, reward_funcs=lambda completions, **_: [float(len(c)) for c in completions],
-        args=config(tmp_path, **STALE), train_dataset=prompts(),
-        processing_class=trainer(tmp_path / "other").processing_class, peft_config=LoraConfig(r=2, target_modules=["q_proj", "v_proj"]),
-    )  # fmt: skip
+    adapter = LoraConfig(r=2, target_modules=["q_proj", "v_proj"])
+    subject = trainer(tmp_path, **STALE, peft_config=adapter)
     before = {n: p.clone() for n, p in subject.model.named_parameters()}
     subject.train()
     moved = {n for n, p in subject.model.named_parameters() if not torch.equal(p, before[n])}
@@ -145,7 +140,8 @@ def test_evaluation_by_the_trainer_leaves_the_controller_alone(tmp_path):
 
 
 def test_learning_raises_the_reward(tmp_path):
-    subject = trainer(tmp_path, **STALE | {"max_steps": 40}, learning_rate=2e-2, dataset=prompts(64))
-    subject.train()
-    rewards = [own(e)["rollout_reward"] for e in subject.state.log_history if "loss" in e]
-    assert sum(rewards[-4:]) / 4 > sum(rewards[:4]) / 4 + 0.3
+    """Three seeds of this setting end at .88, 1.0 and 1.0, from .41 to .44."""
+    _, log = run(tmp_path, **STALE | {"max_steps": 60}, learning_rate=1e-2, dataset=prompts(64))
+    rewards = [own(entry)["rollout_reward"] for entry in log]
+    assert sum(rewards[:6]) / 6 < 0.5
+    assert sum(rewards[-6:]) / 6 > 0.75

@@ -5,7 +5,7 @@ import math
 import torch
 from datasets import Dataset
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from equipoise.balance import BoundsSelection
 from equipoise.training import EquipoiseConfig, EquipoiseTrainer
@@ -22,7 +22,7 @@ def character_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def tiny_model(seed: int = 0, **config) -> Qwen2ForCausalLM:
+def tiny_model(seed: int = 0, **config) -> LlamaForCausalLM:
     torch.manual_seed(seed)
     settings = {
         "vocab_size": len(ALPHABET) + 2,
@@ -37,7 +37,7 @@ def tiny_model(seed: int = 0, **config) -> Qwen2ForCausalLM:
         "bos_token_id": None,
         "initializer_range": 0.3,  # far from uniform, so that entropies and polarities differ between tokens
     }
-    return Qwen2ForCausalLM(Qwen2Config(**(settings | config))).float()
+    return LlamaForCausalLM(LlamaConfig(**(settings | config))).float()
 
 
 def prompts(count: int = 16) -> Dataset:
@@ -66,13 +66,16 @@ def config(folder, **settings) -> EquipoiseConfig:
     return EquipoiseConfig(**(defaults | settings))
 
 
-def trainer(folder, *, model=None, trainer_class=EquipoiseTrainer, args=None, dataset=None, **settings):
+def trainer(
+    folder, *, model=None, trainer_class=EquipoiseTrainer, args=None, dataset=None, peft_config=None, **settings
+):
     return trainer_class(
         model=tiny_model() if model is None else model,
         reward_funcs=digit_reward,
         args=config(folder, **settings) if args is None else args,
         train_dataset=prompts() if dataset is None else dataset,
         processing_class=character_tokenizer(),
+        peft_config=peft_config,
     )
 
 

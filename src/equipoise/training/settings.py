@@ -6,6 +6,7 @@ Every refusal is one line that names the file or flag, the key, the rule and the
 import dataclasses
 import difflib
 import enum
+import re
 import types
 import typing
 from dataclasses import dataclass, field
@@ -93,7 +94,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"config {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     try:
-        loaded = yaml.load(text, Loader=_UniqueKeyLoader)
+        loaded = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
@@ -105,8 +106,13 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return {str(key): value for key, value in loaded.items()}
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML's safe loader, which would take the last of two equal keys without a word."""
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, but two equal keys are an error, and `no` is a word (as in `save_strategy: no`)."""
+
+    yaml_implicit_resolvers: typing.ClassVar = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node, deep=False):
         seen = set()
@@ -116,6 +122,9 @@ class _UniqueKeyLoader(yaml.SafeLoader):
                 raise yaml.MarkedYAMLError(problem=f"the key {key!r} is given twice", problem_mark=key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^(true|True|false|False)$"), list("tTfF"))
 
 
 def read_flags(arguments: list[str]) -> dict[str, Any]:
@@ -142,7 +151,7 @@ def read_flags(arguments: list[str]) -> dict[str, Any]:
 
 def _flag_value(key: str, words: list[str]) -> Any:
     try:
-        parsed = [yaml.safe_load(word) if word else "" for word in words]
+        parsed = [yaml.load(word, Loader=_Loader) if word else "" for word in words]
     except yaml.YAMLError as error:
         raise InputError(f"flag --{key} has a value that cannot be read: {' '.join(words)!r}") from error
     return True if not parsed else parsed[0] if len(parsed) == 1 else parsed
