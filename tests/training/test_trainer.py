@@ -7,7 +7,6 @@ from test_trl_contract import hand_made_inputs
 from trainer_setup import prompts, trainer
 from trl import GRPOConfig
 
-
 STALE = {"num_iterations": 2, "clipping": "balanced", "polarity": "papo", "papo_warmup_updates": 1, "max_steps": 5}
 BINDING = {"bapo_target_share": 0.55, "papo_reference_fraction": 2.0}
 
