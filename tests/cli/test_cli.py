@@ -11,6 +11,7 @@ import yaml
 from trainer_setup import character_tokenizer, tiny_model
 
 from equipoise.cli import main
+from equipoise.tasks import ladder_tokenizer
 from equipoise.training import checkpoints
 
 REWARDS = '''
@@ -187,7 +188,13 @@ def test_data_that_cannot_be_used(workplace, capsys, content, expected):
 
 
 def test_chat_prompts_need_a_chat_template(workplace, capsys):
-    assert "its tokenizer has no chat template" in refusal(arguments(chat="true"), capsys)
+    expected = "model model, row 1: the prompt is a list of chat messages, but the tokenizer has no chat template"
+    assert expected in refusal(arguments(chat="true"), capsys)
+
+
+def test_prompts_outside_the_vocabulary_are_named(workplace, capsys):
+    ladder_tokenizer().save_pretrained("model")
+    assert "model model, row 1: the prompt '0+3=' cannot be encoded" in refusal(arguments(), capsys)
 
 
 def test_an_existing_run_folder_is_neither_overwritten_nor_mistaken(workplace, capsys):

@@ -16,7 +16,7 @@ from equipoise.errors import InputError
 from equipoise.tasks import RewardFunction, check_answers, ladder_task, load_examples, reward_function
 from equipoise.training import run
 from equipoise.training.evaluation import Evaluation, evaluate_policy
-from equipoise.training.loading import check_chat_template, fit_threads, load_model, load_tokenizer
+from equipoise.training.loading import check_prompts, fit_threads, load_model, load_tokenizer
 
 DEFAULT_MAX_NEW_TOKENS = 512
 
@@ -109,7 +109,7 @@ def _evaluate(name: str, data: HeldOut, options: argparse.Namespace) -> Evaluati
     model_name = str(run.trained_model(folder)) if (folder / run.CONFIG_FILE).is_file() else name
     on_cpu = not torch.accelerator.is_available()
     tokenizer = load_tokenizer(model_name)
-    check_chat_template(data.dataset, tokenizer, name)
+    check_prompts(data.dataset, tokenizer, name)
     model = load_model(model_name, on_cpu=on_cpu)
     fit_threads(model, on_cpu=on_cpu)
     if not on_cpu:

@@ -23,8 +23,8 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from equipoise.diagnostics.estimators import bootstrap_interval, distinct_at_k, pass_at_k
 from equipoise.errors import InputError
-from equipoise.tasks.datasets import one_line, shortened
 from equipoise.tasks.task import RewardFunction
+from equipoise.training.loading import encoded_prompt
 from equipoise.training.randomness import seeded
 
 
@@ -134,7 +134,7 @@ def evaluate_policy(
             messages, or a prompt cannot be encoded.
     """
     _check_settings(dataset, num_samples, ks, temperature, max_new_tokens, batch_size)
-    prompt_ids = [_prompt_ids(tokenizer, prompt, row) for row, prompt in enumerate(dataset["prompt"], start=1)]
+    prompt_ids = [encoded_prompt(tokenizer, prompt, row) for row, prompt in enumerate(dataset["prompt"], start=1)]
     generator = _Generator(model, tokenizer, max_new_tokens, batch_size)
     num_sequences = len(prompt_ids) * (num_samples + greedy)
     bar = tqdm(total=num_sequences, desc="evaluate", unit="completion", leave=False, disable=not progress)
@@ -254,18 +254,6 @@ def _check_settings(
     for k in ks:
         if not 1 <= k <= num_samples:
             raise InputError(f"every k of pass@k must be in 1..num_samples = {num_samples}, got {k}")
-
-
-def _prompt_ids(tokenizer: Any, prompt: str | list, row: int) -> list[int]:
-    if not isinstance(prompt, str) and getattr(tokenizer, "chat_template", None) is None:
-        raise InputError(f"row {row}: the prompt is a list of chat messages, and the tokenizer has no chat template")
-    try:
-        if isinstance(prompt, str):
-            return list(tokenizer(prompt)["input_ids"])
-        encoded = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)
-        return list(encoded["input_ids"])
-    except Exception as error:  # tokenizers and templates raise plain exceptions
-        raise InputError(f"row {row}: the prompt {shortened(prompt)} cannot be encoded ({one_line(error)})") from error
 
 
 def _rewards(

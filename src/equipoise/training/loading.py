@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from equipoise.errors import InputError
 from equipoise.tasks import Task, check_answers, ladder_task, load_examples, reward_function
+from equipoise.tasks.datasets import one_line, shortened
 from equipoise.training.settings import RunSettings
 
 logger = logging.getLogger("equipoise")
@@ -85,12 +86,30 @@ def _examples(settings: RunSettings, source: str) -> Dataset:
     return examples
 
 
-def check_chat_template(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, model: str) -> None:
-    """Refuse chat prompts for a tokenizer that cannot format them."""
-    if not isinstance(dataset[0]["prompt"], str) and tokenizer.chat_template is None:
-        raise InputError(
-            f"model {model}: the prompts are chat messages, but its tokenizer has no chat template; use text prompts"
-        )
+def encoded_prompt(tokenizer: Any, prompt: str | list, row: int) -> list[int]:
+    """Token ids of a prompt: text as it is, chat messages through the chat template.
+
+    Raises:
+        InputError: naming the row, for chat messages without a template and for text the tokenizer cannot encode.
+    """
+    if not isinstance(prompt, str) and getattr(tokenizer, "chat_template", None) is None:
+        raise InputError(f"row {row}: the prompt is a list of chat messages, but the tokenizer has no chat template")
+    try:
+        if isinstance(prompt, str):
+            return list(tokenizer(prompt)["input_ids"])
+        encoded = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)
+        return list(encoded["input_ids"])
+    except Exception as error:  # tokenizers and templates raise plain exceptions
+        raise InputError(f"row {row}: the prompt {shortened(prompt)} cannot be encoded ({one_line(error)})") from error
+
+
+def check_prompts(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, model: str) -> None:
+    """Refuse, before training, prompts that the model's tokenizer cannot encode (the first 10,000 are tried)."""
+    for row, prompt in enumerate(dataset.select(range(min(len(dataset), 10_000)))["prompt"], start=1):
+        try:
+            encoded_prompt(tokenizer, prompt, row)
+        except InputError as error:
+            raise InputError(f"model {model}, {error}") from error
 
 
 def fit_threads(model: PreTrainedModel, *, on_cpu: bool) -> None:

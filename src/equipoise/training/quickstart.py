@@ -75,10 +75,12 @@ def _train_side_by_side(folder: Path, base: Path, seed: int) -> None:
         _show_progress(folder, {name: process for name, process in processes.items() if process is not None})
     finally:
         for process in processes.values():
-            if process is not None and process.poll() is None:
-                process.terminate()
+            if process is not None:
+                if process.poll() is None:
+                    process.terminate()
+                process.wait()
     for name, process in processes.items():
-        if process is not None and process.wait() != 0:
+        if process is not None and process.returncode != 0:
             lines = (folder / f"{name}.log").read_text().strip().splitlines() or ["no output"]
             raise InputError(f"the run {name} failed: {lines[-1]} (see {folder / name}.log)")
 

@@ -33,7 +33,7 @@ from equipoise.tasks import Task
 from equipoise.training import checkpoints
 from equipoise.training.config import EquipoiseConfig
 from equipoise.training.evaluation import evaluate_policy
-from equipoise.training.loading import check_chat_template, fit_threads, load_model, load_task, load_tokenizer
+from equipoise.training.loading import check_prompts, fit_threads, load_model, load_task, load_tokenizer
 from equipoise.training.recorder import HeldOutEvaluation, MetricsRecorder, ProgressBar
 from equipoise.training.settings import RunSettings, build, checked_keys, read_yaml
 from equipoise.training.trainer import EquipoiseTrainer
@@ -130,7 +130,7 @@ def _prepare(settings: RunSettings, config: EquipoiseConfig) -> EquipoiseTrainer
     _check_sizes(task.train, config, settings)
     on_cpu = config.device.type == "cpu"
     tokenizer = load_tokenizer(settings.model, trust_remote_code=config.trust_remote_code)
-    check_chat_template(task.train, tokenizer, settings.model)
+    check_prompts(task.train, tokenizer, settings.model)
     model = load_model(
         settings.model,
         on_cpu=on_cpu,
