@@ -39,6 +39,7 @@ def undefined(completions, **columns):
 def workplace(tmp_path, monkeypatch):
     """A directory as a user has it: a model folder, a data file, a module with rewards."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
     model, tokenizer = tiny_model(), character_tokenizer()
     model.save_pretrained("model")
     tokenizer.save_pretrained("model")
@@ -46,7 +47,8 @@ def workplace(tmp_path, monkeypatch):
     Path("data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     Path("judges.py").write_text(REWARDS)
     yield tmp_path
-    sys.modules.pop("judges", None)
+    for module in ("judges", "praises"):
+        sys.modules.pop(module, None)
 
 
 def arguments(**changes):
@@ -135,6 +137,21 @@ def test_other_file_formats(workplace, suffix):
     getattr(frame, f"to_{suffix}")(f"data.{suffix}", index=False)
     keys = {"dataset": f"data.{suffix}", "eval_dataset": None, "evaluate_every": 0, "max_steps": 1, "reward": "math"}
     assert main(arguments(**keys)) == 0
+
+
+def test_chat_prompts(workplace):
+    tokenizer = character_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    tokenizer.save_pretrained("model")
+    assert main(arguments(chat="true", max_steps=2, reward="exact")) == 0
+    rows = [{"prompt": [{"role": "user", "content": f"{i}+1="}], "answer": str(i + 1)} for i in range(16)]
+    Path("chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    keys = {"dataset": "chat.jsonl", "eval_dataset": "chat.jsonl", "output_dir": "other", "reward": "praises:praised"}
+    Path("praises.py").write_text(
+        "def praised(completions, **columns): return [float(len(c[0]['content'])) for c in completions]"
+    )
+    assert main(arguments(**keys, max_steps=2)) == 0
+    assert run_lines("other/metrics.jsonl")[0]["equipoise/rollout_reward"] > 1
 
 
 def test_lora(workplace):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from accelerate.utils import is_peft_model
+from accelerate.utils import is_peft_model, send_to_device
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import Sampler
@@ -326,13 +326,14 @@ class EquipoiseTrainer(GRPOTrainer):
         if self.polarity_controller is not None and controller_state is not None:
             self.polarity_controller.load_state_dict(controller_state)
         path = Path(checkpoint) / self._rollout_state_name
-        state = torch.load(path, map_location=self.accelerator.device, weights_only=True) if path.exists() else None
+        state = torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
         if state is None or state["world_size"] != self.accelerator.num_processes:
             logger.warning("Resuming with another number of processes: the rollout batch in use is sampled again.")
             self._step = self.state.global_step * self.args.gradient_accumulation_steps
             return
         self._step, self._rollout_step = state["step"], state["rollout_step"]
-        self._rollout_reward, self._buffered_inputs = state["rollout_reward"], state["buffered_inputs"]
+        self._rollout_reward = state["rollout_reward"]
+        self._buffered_inputs = send_to_device(state["buffered_inputs"], self.accelerator.device)
         self._metrics["train"].update(state["metrics"])
         self.add_callback(_UnloggedLoss(self, state["unlogged_loss"], state["last_logged_step"]))
 
