@@ -178,6 +178,8 @@ REFUSED = {
     "reward of wrong length": ({"reward": "judges:short"}, "short"),
     "only None": ({"reward": "judges:nothing"}, "nothing"),
     "only NaN": ({"reward": "judges:undefined"}, "undefined"),
+    "output that cannot be made": ({"output_dir": "data.jsonl/run"}, "run folder data.jsonl/run cannot be made: Not a"),
+    "tracker that is not there": ({"report_to": "comet_ml"}, "comet"),
     "evaluation without data": ({"eval_dataset": None}, "evaluate_every needs held-out data"),
     "lora modules": ({"use_peft": "true", "lora_target_modules": "[nothing]"}, "nothing"),
 }  # fmt: skip

@@ -58,13 +58,10 @@ def train(values: dict[str, Any]) -> Path:
     """
     settings, config = build(values)
     folder = Path(str(config.output_dir))
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(
-            f"run folder {folder} exists; continue it with --resume {folder}, or choose another --output_dir"
-        )
-    created = not folder.exists()
+    created = _new_folder(folder)
     try:
         trainer = _prepare(settings, config)
+        trainer.accelerator.wait_for_everyone()  # no process may find the settings of another in the folder
         if trainer.accelerator.is_main_process:
             _write_settings(folder, values, config)
         trainer.accelerator.wait_for_everyone()
@@ -75,6 +72,20 @@ def train(values: dict[str, Any]) -> Path:
         raise
     _finish(trainer, folder)
     return folder
+
+
+def _new_folder(folder: Path) -> bool:
+    """Make the run folder, or accept an empty one; returns whether it was made."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(
+            f"run folder {folder} exists; continue it with --resume {folder}, or choose another --output_dir"
+        )
+    created = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"run folder {folder} cannot be made: {error.strerror}") from error
+    return created
 
 
 def resume(folder: Path, changes: dict[str, Any]) -> Path:
@@ -148,7 +159,7 @@ def _prepare(settings: RunSettings, config: EquipoiseConfig) -> EquipoiseTrainer
             processing_class=tokenizer,
             peft_config=_lora(settings) if settings.use_peft else None,
         )
-    except (ValueError, TypeError, ImportError) as error:
+    except (ValueError, TypeError, ImportError, RuntimeError) as error:  # RuntimeError: a tracker is not installed
         raise InputError(" ".join(str(error).split())) from error
     _add_callbacks(trainer, settings, task)
     return trainer
@@ -216,7 +227,6 @@ def _add_callbacks(trainer: EquipoiseTrainer, settings: RunSettings, task: Task)
 
 
 def _write_settings(folder: Path, values: dict[str, Any], config: EquipoiseConfig) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     environment = {
         "command": sys.argv,
         "seed": config.seed,
