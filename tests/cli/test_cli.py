@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from trainer_setup import character_tokenizer, tiny_model
 
 from equipoise.cli import main
 from equipoise.tasks import ladder_tokenizer
-from equipoise.training import checkpoints
+from equipoise.training import EquipoiseTrainer, checkpoints
 
 REWARDS = '''
 import math
@@ -239,6 +240,60 @@ def test_a_full_disk_leaves_the_previous_checkpoint(workplace, capsys, monkeypat
         assert "checkpoint-3 could not be written" in refusal(arguments(), capsys)
     assert main(["train", "--resume", "run"]) == 0
     assert len(run_lines("run/metrics.jsonl")) == 4
+
+
+def test_a_full_disk_while_metrics_are_written(workplace, capsys, monkeypatch):
+    original = Path.open
+
+    def full(path, mode="r", *args, **kwargs):
+        file = original(path, mode, *args, **kwargs)
+        if path.name == "metrics.jsonl" and "a" in mode and file.tell() > 3000:
+            file.write('{"update": 3, "lo')
+            file.close()
+            raise OSError(28, "No space left on device")
+        return file
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", full)
+        line = refusal(arguments(evaluate_every=0), capsys)
+    assert "run/metrics.jsonl cannot be written: No space left on device" in line
+    assert "continue with --resume run" in line
+    assert main(["train", "--resume", "run"]) == 0
+    assert [m["update"] for m in run_lines("run/metrics.jsonl")] == [1, 2, 3, 4]
+
+
+def test_a_run_whose_model_could_not_be_saved_is_completed_by_resuming_it(workplace, capsys, monkeypatch):
+    original = EquipoiseTrainer.save_model
+
+    def interrupted(trainer, output_dir=None, _internal_call=False):
+        original(trainer, output_dir, _internal_call)
+        if output_dir.endswith("model.part"):
+            (Path(output_dir) / "model.safetensors").write_bytes(b"half")
+            raise next(failures)
+
+    failures = iter([OSError(28, "No space left on device"), KeyboardInterrupt()])
+    for code in (2, 130):
+        with monkeypatch.context() as patched:
+            patched.setattr(EquipoiseTrainer, "save_model", interrupted)
+            command = ["train", "--resume", "run"] if Path("run").exists() else arguments(evaluate_every=0)
+            assert main(command) == code
+        assert not Path("run/model").exists()
+    assert "run/model cannot be written: [Errno 28] No space left on device" in capsys.readouterr().err
+    assert main(["train", "--resume", "run"]) == 0
+    assert {p.name for p in Path("run").glob("checkpoint-*")} == {f"checkpoint-{n}" for n in (1, 2, 3, 4)}
+    final, last = (load_file(f"run/{name}/model.safetensors") for name in ("model", "checkpoint-4"))
+    assert all(torch.equal(value, last[name]) for name, value in final.items())
+    assert [m["update"] for m in run_lines("run/metrics.jsonl")] == [1, 2, 3, 4]
+    assert not list(Path("run").glob("*.part"))
+
+
+def test_interrupted_before_the_first_update_nothing_is_left(workplace, monkeypatch):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(EquipoiseTrainer, "_generate_and_score_completions", interrupt)
+    assert main(arguments(evaluate_every=0)) == 130
+    assert not Path("run").exists()
 
 
 @pytest.mark.parametrize(

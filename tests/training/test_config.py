@@ -33,6 +33,17 @@ REFUSED = [
         {"clipping": "balanced", "gradient_accumulation_steps": 4, "steps_per_generation": 3, "num_iterations": 2},
         r"gradient_accumulation_steps=4 must divide steps_per_generation \* num_iterations = 3 \* 2 = 6",
     ),
+    ({"temperature": 0.0}, "temperature must be > 0, got temperature=0.0"),
+    ({"epsilon": -0.1}, "epsilon must be >= 0, got epsilon=-0.1"),
+    ({"epsilon_high": -0.1}, "epsilon_high must be >= 0"),
+    ({"learning_rate": float("inf")}, "learning_rate must be >= 0, got learning_rate=inf"),
+    ({"num_generations": 0}, "num_generations must be >= 2"),
+    ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps must be >= 1"),
+    ({"steps_per_generation": 0}, "steps_per_generation must be >= 1"),
+    ({"num_iterations": 0}, "num_iterations must be >= 1"),
+    ({"loss_type": "ppo"}, "loss_type must be one of 'grpo', .*, got loss_type='ppo'"),
+    ({"importance_sampling_level": "word"}, "importance_sampling_level must be one of 'token', 'sequence'"),
+    ({"scale_rewards": "all"}, "scale_rewards must be one of 'group', 'batch', 'none'"),
     ({"num_generations": 3}, r"generation_batch_size \(8\) must be divisible by num_generations \(3\)"),
 ]
 
@@ -48,6 +59,11 @@ def test_on_a_cpu_it_picks_float32_and_no_checkpointing_and_says_so(tmp_path, ca
         chosen = config(tmp_path)
     assert (chosen.bf16, chosen.gradient_checkpointing) == (False, False)
     assert "training in float32, without gradient checkpointing" in caplog.text
+
+
+def test_without_an_accelerator_several_processes_are_one_run(tmp_path):
+    # use_cpu: transformers takes them for runs of their own otherwise, all in the same folder
+    assert config(tmp_path, use_cpu=False).use_cpu
 
 
 def test_what_is_asked_for_on_a_cpu_is_kept(tmp_path, caplog):

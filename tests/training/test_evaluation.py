@@ -370,7 +370,7 @@ def test_chat_prompts_go_through_the_template():
 def test_chat_prompts_without_a_template_are_refused(ladder):
     model, tokenizer, _ = ladder
     dataset = Dataset.from_dict({"prompt": [CHAT], "answer": ["20"]})
-    with pytest.raises(InputError, match="row 1: the prompt is a list of chat messages, and the tokenizer has no chat"):
+    with pytest.raises(InputError, match="row 1: the prompt is a list of chat messages, but the tokenizer has no chat"):
         evaluate(model, tokenizer, dataset)
 
 

@@ -1,5 +1,7 @@
 """The statistics head scores what the model's own forward says, for every way a model family shapes its logits."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from trainer_setup import tiny_model
@@ -18,7 +20,7 @@ from transformers import (
 from trl.trainer.utils import add_fused_lm_head
 
 from equipoise import token_statistics
-from equipoise.training.head import add_statistics_head
+from equipoise.training.head import _logit_factor, add_statistics_head
 
 SIZES = {
     "vocab_size": 19, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2,
@@ -35,14 +37,18 @@ def model_of(family):
         "cohere, factor": lambda: CohereForCausalLM(CohereConfig(**SIZES, logit_scale=0.25)),
         "granite, divisor": lambda: GraniteForCausalLM(GraniteConfig(**SIZES, logits_scaling=4.0)),
     }
-    model = made[family]().float()
+    model = made[family.removesuffix(", head with bias") if "cohere" in family else family]().float()
     if "bias" in family:
         head = model.lm_head
         model.lm_head = torch.nn.Linear(head.in_features, head.out_features)
+        torch.nn.init.normal_(model.lm_head.bias)
     return model
 
 
-FAMILIES = ["llama", "llama, head with bias", "gemma2, softcap", "cohere, factor", "granite, divisor"]
+FAMILIES = [
+    "llama", "llama, head with bias", "gemma2, softcap", "cohere, factor", "cohere, factor, head with bias",
+    "granite, divisor",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -59,6 +65,21 @@ def test_head_equals_dense_statistics_of_the_models_own_logits(family):
     for name, value in zip(("log_probs", "entropy", "tendency", "correction"), expected, strict=True):
         torch.testing.assert_close(output[name][scored], value[scored], rtol=2e-5, atol=2e-6)
         assert not output[name][~scored].any()
+
+
+@pytest.mark.parametrize(
+    ("written", "factor"),
+    [
+        ({}, 1),
+        ({"logit_scale": 0.25}, 0.25),
+        ({"output_multiplier": 0.5}, 0.5),
+        ({"lm_head_multiplier": 2.0}, 2),
+        ({"logits_scaling": 4.0}, 0.25),
+        ({"logits_scaling": 4.0, "model_type": "hyperclovax"}, 4),
+    ],
+)
+def test_factor_on_the_logits_as_each_family_writes_it(written, factor):
+    assert _logit_factor(SimpleNamespace(**({"model_type": "any"} | written))) == factor
 
 
 def test_other_calls_of_the_model_are_unchanged():
@@ -114,6 +135,9 @@ def test_load_balancing_loss_is_that_of_trl():
     add_statistics_head(model, temperature=1.0)
     ours = model(**inputs)
     torch.testing.assert_close(ours.aux_loss, theirs.aux_loss)
+    # asked for by the configuration alone, as the model's own forward has it
+    by_configuration = model(**{k: v for k, v in inputs.items() if k != "output_router_logits"})
+    torch.testing.assert_close(by_configuration.aux_loss, theirs.aux_loss)
     torch.testing.assert_close(ours.log_probs, theirs.log_probs)
     torch.testing.assert_close(ours.entropy, theirs.entropy)
 

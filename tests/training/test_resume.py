@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from trainer_setup import prompts, trainer
+from trl import GRPOTrainer
 
 from equipoise.training import checkpoints
 from equipoise.training.checkpoints import CheckpointError
@@ -53,7 +54,7 @@ def uninterrupted(tmp_path_factory):
     return folder, weights(subject), history(subject), subject.polarity_controller.state_dict()
 
 
-@pytest.mark.parametrize("step", [1, 3, 4, 7, 16, 17, 21])
+@pytest.mark.parametrize("step", [1, 3, 4, 7, 16, 17, 21, 22])
 def test_resumed_run_ends_with_the_same_weights_and_metrics(uninterrupted, tmp_path, step):
     folder, final_weights, final_history, controller = uninterrupted
     shutil.copytree(folder / f"checkpoint-{step}", tmp_path / f"checkpoint-{step}")
@@ -62,6 +63,18 @@ def test_resumed_run_ends_with_the_same_weights_and_metrics(uninterrupted, tmp_p
     assert all(torch.equal(value, final_weights[name]) for name, value in weights(subject).items())
     assert history(subject) == final_history
     assert subject.polarity_controller.state_dict() == controller
+
+
+def test_every_epoch_has_an_order_of_its_own_and_the_first_is_that_of_trl(tmp_path):
+    subject = make(tmp_path)
+    sampler, trl = subject._get_train_sampler(), GRPOTrainer._get_train_sampler(subject)
+    orders = []
+    for epoch in (0, 1, 0):
+        sampler.set_epoch(epoch)
+        orders.append(list(sampler))
+    assert orders[0] == orders[2] == list(trl)
+    assert orders[1] != orders[0]
+    assert sorted(orders[1]) == sorted(orders[0])
 
 
 def test_metrics_between_two_logs_survive(tmp_path):
@@ -119,6 +132,43 @@ def test_older_checkpoints_go_only_after_the_new_one_is_complete(tmp_path, monke
     make(tmp_path, max_steps=3, save_total_limit=1).train()
     assert present == [["checkpoint-1"], ["checkpoint-1", "checkpoint-2"], ["checkpoint-2", "checkpoint-3"]]
     assert [p.name for p in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]
+
+
+def test_a_run_interrupted_in_the_middle_of_an_update_resumes_in_the_same_process(uninterrupted, tmp_path):
+    folder, final_weights, final_history, controller = uninterrupted
+    shutil.copytree(folder / "checkpoint-5", tmp_path / "checkpoint-5")
+    subject = make(tmp_path)
+    subject.train(resume_from_checkpoint=True)  # a session in which the run has gone on ...
+    shutil.rmtree(tmp_path / "checkpoint-6")
+    original, calls = subject._steer, []
+
+    def interrupt(*args):
+        calls.append(original(*args))
+        if len(calls) == 3:  # the first of two micro-batches
+            raise KeyboardInterrupt
+
+    subject._steer = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        subject.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+    subject._steer = original
+    assert subject._update is not None
+    subject._metrics["train"]["left over"].append(1.0)
+    subject.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+    assert all(torch.equal(value, final_weights[name]) for name, value in weights(subject).items())
+    assert history(subject) == final_history
+    assert subject.polarity_controller.state_dict() == controller
+
+
+def test_a_resumed_run_saves_as_it_is_told_now(tmp_path):
+    make(tmp_path, max_steps=1).train()
+    make(tmp_path, max_steps=6, save_steps=3).train(resume_from_checkpoint=True)
+    assert {p.name for p in tmp_path.glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-3", "checkpoint-6"}
+
+
+def test_checkpoints_of_the_model_alone_are_not_resumed(tmp_path):
+    make(tmp_path, max_steps=1, save_only_model=True).train()
+    with pytest.raises(CheckpointError, match="checkpoint-1 was saved with save_only_model: it has no optimizer state"):
+        make(tmp_path, max_steps=2).train(resume_from_checkpoint=True)
 
 
 def test_nothing_to_resume_is_said(tmp_path):

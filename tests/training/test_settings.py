@@ -42,6 +42,9 @@ def test_no_is_a_word(tmp_path):
         (["--max_steps", "1.5"], "flag --max_steps must be a whole number, got 1.5"),
         (["--use_cpu", "1"], "flag --use_cpu must be true or false, got 1"),
         (["--learning_rate", "true"], "flag --learning_rate must be a number, got True"),
+        (["--learning_rate", ".nan"], "flag --learning_rate must be a number, got nan"),
+        (["--max_steps", "1" + "0" * 400], "flag --max_steps must be a whole number, got 10+…"),
+        (["--epsilon_high", "1" + "0" * 400], "flag --epsilon_high must be a number, got 10+…"),
         (["--bapo_low", "a"], r"flag --bapo_low must be a list \(a number each\), got 'a'"),
         (["--model", "a", "--model", "b"], "flag --model is given twice"),
         (["--model", "a", "--model_name_or_path", "b"], "model_name_or_path is given twice, under another name"),
@@ -90,6 +93,11 @@ def test_a_missing_file_is_named(tmp_path):
             "evaluate_k must be numbers from 1 to evaluate_samples=16",
         ),
         ({"model": "m", "task": "ladder", "evaluate_every": -1}, "evaluate_every must be >= 0"),
+        ({"model": "m", "task": "ladder", "evaluate_prompts": 0}, "evaluate_prompts must be >= 1"),
+        (
+            {"model": "m", "task": "ladder", "output_dir": "x", "resume_from_checkpoint": "y"},
+            "continue a run with --resume RUN",
+        ),
         (
             {"model": "m", "task": "ladder", "output_dir": "x", "save_strategy": "often"},
             "often is not a valid SaveStrategy",

@@ -7,6 +7,10 @@ from test_trl_contract import hand_made_inputs
 from trainer_setup import prompts, trainer
 from trl import GRPOConfig
 
+from equipoise import BranchWeights, ClipBounds, select_bounds
+from equipoise.training.trainer import DivergedError
+from equipoise.training.update import Update
+
 STALE = {"num_iterations": 2, "clipping": "balanced", "polarity": "papo", "papo_warmup_updates": 1, "max_steps": 5}
 BINDING = {"bapo_target_share": 0.55, "papo_reference_fraction": 2.0}
 
@@ -112,6 +116,24 @@ def test_environment_tokens_enter_nothing(tmp_path):
     assert measured[0]["equipoise/ratio_std"] > 0.1
 
 
+def test_an_update_of_masked_completions_teaches_the_controller_nothing(tmp_path):
+    # completions of one token: truncated and masked, in the first and the third update all of them
+    settings = {"mask_truncated_completions": True, "max_completion_length": 1, "max_steps": 4}
+    subject, log = run(tmp_path, polarity="papo", papo_warmup_updates=1, **settings)
+    measured = [own(entry)["entropy"] for entry in log]
+    assert [value is None for value in measured] == [True, False, True, False]
+    assert subject.polarity_controller.num_updates == 2
+    assert subject.polarity_controller.reference_entropy == pytest.approx(0.4 * measured[1])
+
+
+@pytest.mark.parametrize("loss_type", ["dapo", "cispo"])
+@pytest.mark.parametrize("num_iterations", [1, 2])
+def test_divergence_is_said_in_one_line(tmp_path, loss_type, num_iterations):
+    # on policy, sampling meets the NaN first; with a second pass over the rollouts, the ratio does
+    with pytest.raises(DivergedError, match=r"update 2: training has diverged, .* lower learning_rate \(now 1e\+38\)"):
+        run(tmp_path, loss_type=loss_type, num_iterations=num_iterations, learning_rate=1e38)
+
+
 def test_lora_trains_the_adapter_alone(tmp_path):
     adapter = LoraConfig(r=2, target_modules=["q_proj", "v_proj"])
     subject = trainer(tmp_path, **STALE, peft_config=adapter)
@@ -144,3 +166,102 @@ def test_learning_raises_the_reward(tmp_path):
     rewards = [own(entry)["rollout_reward"] for entry in log]
     assert sum(rewards[:6]) / 6 < 0.5
     assert sum(rewards[-6:]) / 6 > 0.75
+
+
+def micro_batch(folder, inputs=None, **settings):
+    """What the trainer makes of a hand-made batch, and its statistics."""
+    subject = trainer(folder, **settings)
+    subject.model.train()
+    inputs = hand_made_inputs() if inputs is None else inputs
+    return subject, subject._forward(subject.model, inputs)
+
+
+def test_ratio_of_sequences_is_the_geometric_mean_of_their_tokens(tmp_path):
+    inputs = hand_made_inputs()
+    _, batch = micro_batch(tmp_path, inputs, importance_sampling_level="sequence")
+    mask = inputs["completion_mask"].bool()
+    log_ratio = torch.where(mask, batch.statistics.logprob - inputs["old_per_token_logps"], 0.0)
+    expected = (log_ratio.sum(1) / mask.sum(1)).exp()
+    torch.testing.assert_close(batch.ratio, expected[:, None].expand_as(batch.ratio))
+
+
+def test_token_weights_are_those_of_the_rollout_and_of_the_samplers_mismatch(tmp_path):
+    inputs = hand_made_inputs()
+    behavior = inputs["old_per_token_logps"]
+    assert micro_batch(tmp_path, inputs)[1].token_weight is None
+    assert torch.equal(micro_batch(tmp_path, inputs, bapo_token_weight="rollout")[1].token_weight, behavior.exp())
+    inputs["importance_sampling_ratio"] = torch.linspace(0.5, 2, len(behavior))[:, None]  # per sequence, or per token
+    expected = inputs["importance_sampling_ratio"].expand_as(behavior)
+    assert torch.equal(micro_batch(tmp_path, inputs)[1].token_weight, expected)
+    weighted = micro_batch(tmp_path, inputs, bapo_token_weight="rollout")[1].token_weight
+    torch.testing.assert_close(weighted, behavior.exp() * expected)
+
+
+@pytest.mark.parametrize("option", [{"top_entropy_quantile": 0.5}, {"off_policy_mask_threshold": 0.05}])
+def test_tokens_that_trl_takes_out_of_the_loss_are_out_of_bounds_and_flows(tmp_path, option):
+    inputs = hand_made_inputs()
+    subject, batch = micro_batch(tmp_path, inputs, **option)
+    left_out = batch.action_mask & ~batch.loss_mask
+    assert torch.equal(batch.action_mask, inputs["completion_mask"].bool())
+    assert left_out.any()
+    assert batch.loss_mask.any()
+    # what is left out has no influence on TRL's loss
+    subject.current_gradient_accumulation_steps = 1
+    subject.accelerator.gradient_state._set_sync_gradients(False)
+    losses = []
+    for shift in (0.0, 0.3):
+        moved = dict(inputs, advantages=inputs["advantages"][:, None] + shift * left_out)
+        if "off_policy_mask_threshold" in option:  # there, A >= 0 would bring a token back
+            moved["advantages"] = inputs["advantages"][:, None] - shift * left_out
+        with torch.no_grad():
+            losses.append(subject.compute_loss(subject.model, moved).item())
+        subject._update = None
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"bapo_target_share": 0.5}, {"bapo_target_share": 0.6}, {"bapo_measure": "surrogate", "bapo_target_share": 0.55}],
+)
+def test_the_search_follows_the_configuration(tmp_path, settings):
+    subject, batch = micro_batch(tmp_path, clipping="balanced", **settings)
+    grid, measure = subject.args.bound_grid(), subject.args.measure
+    subject._rollout_step, subject._step = -1, 0
+    subject.current_gradient_accumulation_steps = 1
+    subject._buffered_inputs = [hand_made_inputs()]
+    found = subject._search(subject.model, grid).bounds
+    expected = select_bounds(batch.contribution(grid, measure), grid, target_share=subject.args.bapo_target_share)
+    assert found == expected.bounds != ClipBounds(0.6, 1.2)
+
+
+def test_neutral_tokens_keep_their_advantage(tmp_path):
+    inputs = hand_made_inputs()
+    seen = {}
+    for zone in (0.0, 0.05):
+        subject, batch = micro_batch(tmp_path, inputs, polarity="papo", papo_neutral_zone=zone)
+        update = Update(BranchWeights.of_branches(1.5, 0.5), None, "gradient", None)
+        reweighted = dict(inputs)
+        subject._steer(update, reweighted, batch.statistics)
+        seen[zone] = reweighted["advantages"] == inputs["advantages"][:, None]
+    polarity = (batch.statistics.tendency * inputs["advantages"][:, None]).abs()
+    inside = inputs["completion_mask"].bool() & (inputs["advantages"] != 0)[:, None]
+    assert torch.equal(seen[0.05][inside], (polarity <= 0.05)[inside])
+    assert not seen[0.0][inside].any()
+
+
+def test_the_search_needs_no_checkpointing_and_gives_it_back(tmp_path):
+    subject = trainer(tmp_path, **STALE, **BINDING)
+    subject.model.gradient_checkpointing_enable()
+    states = []
+    original = subject._forward
+
+    def spy(model, inputs):
+        states.append(subject.model.is_activation_checkpointing)
+        return original(model, inputs)
+
+    subject._forward = spy
+    subject.current_gradient_accumulation_steps, subject._step = 1, 0
+    subject._buffered_inputs = [hand_made_inputs()]
+    subject._search(subject.model, subject.args.bound_grid())
+    assert states == [False]
+    assert subject.model.is_activation_checkpointing

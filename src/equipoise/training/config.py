@@ -1,6 +1,7 @@
 """`EquipoiseConfig`: TRL's `GRPOConfig` with the fields of balanced clipping and of polarity control."""
 
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
@@ -18,7 +19,26 @@ logger = logging.getLogger("equipoise")
 CLIPPED_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
 """TRL's loss types that clip the ratio from both sides. The others cap, smooth or drop it in ways of their own."""
 
+LOSSES = (*CLIPPED_LOSSES, "cispo", "sapo", "vespo")
+
+LEAST = {
+    "per_device_train_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "steps_per_generation": 1,
+    "num_iterations": 1,
+    "num_generations": 2,
+    "learning_rate": 0,
+    "epsilon": 0,
+    "epsilon_high": 0,
+    "top_k": 0,
+    "dataloader_num_workers": 0,
+}
+"""Smallest value of TRL's settings that TRL refuses late, with a traceback, or not at all."""
+
 CHOICES = {
+    "loss_type": LOSSES,
+    "importance_sampling_level": ("token", "sequence"),
+    "scale_rewards": ("group", "batch", "none"),
     "clipping": ("fixed", "balanced"),
     "polarity": ("off", "papo"),
     "bapo_measure": get_args(Measure),
@@ -111,6 +131,10 @@ class EquipoiseConfig(GRPOConfig):
 
     def __post_init__(self) -> None:
         self._fit_machine()
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            _in_range(self, name, f">= {least}", value is None or least <= value < math.inf)
+        _in_range(self, "temperature", "> 0", 0 < self.temperature < math.inf)
         super().__post_init__()
         self.bound_grid()
         self.polarity_controller()
@@ -122,7 +146,9 @@ class EquipoiseConfig(GRPOConfig):
             self._check_balanced()
 
     def _fit_machine(self) -> None:
-        on_cpu = self.use_cpu or not torch.accelerator.is_available()
+        # Without it transformers would take several processes on a CPU for as many runs of one process.
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        on_cpu = self.use_cpu
         # transformers renames gradient_checkpointing to activation_checkpointing and deprecates the old name.
         name = "activation_checkpointing" if hasattr(self, "activation_checkpointing") else "gradient_checkpointing"
         unset = self.gradient_checkpointing is None and getattr(self, name) is None

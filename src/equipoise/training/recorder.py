@@ -3,7 +3,8 @@
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from equipoise.diagnostics.runs import EVALUATION_FILE, METRICS_FILE
+from equipoise.errors import InputError
 
 
 class JsonLines:
@@ -22,7 +24,7 @@ class JsonLines:
     def append(self, record: dict[str, Any]) -> None:
         """Write one line; NaN and infinities, which JSON does not have, become null."""
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-        with self.path.open("a") as file:
+        with _writing(self.path), self.path.open("a") as file:
             file.write(json.dumps(finite) + "\n")
 
     def drop_after(self, update: int) -> None:
@@ -31,8 +33,19 @@ class JsonLines:
             return
         kept = [line for line in self.path.read_text().splitlines() if _update_of(line) <= update]
         temporary = self.path.with_suffix(".part")
-        temporary.write_text("".join(line + "\n" for line in kept))
-        os.replace(temporary, self.path)
+        with _writing(self.path):
+            temporary.write_text("".join(line + "\n" for line in kept))
+            os.replace(temporary, self.path)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written: {error.strerror}; once that is mended, continue with --resume {path.parent}"
+        ) from error
 
 
 def _update_of(line: str) -> float:

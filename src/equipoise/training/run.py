@@ -25,6 +25,7 @@ from typing import Any, cast
 import torch
 import yaml
 from datasets import Dataset
+from safetensors import SafetensorError
 from transformers import PrinterCallback, ProgressCallback
 
 import equipoise
@@ -66,7 +67,7 @@ def train(values: dict[str, Any]) -> Path:
             _write_settings(folder, values, config)
         trainer.accelerator.wait_for_everyone()
         trainer.train()
-    except InputError:
+    except BaseException:
         if created and checkpoints.latest_checkpoint(folder) is None and not (folder / "metrics.jsonl").exists():
             shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -250,9 +251,17 @@ def _write_settings(folder: Path, values: dict[str, Any], config: EquipoiseConfi
 def _finish(trainer: EquipoiseTrainer, folder: Path) -> None:
     """Save the trained model, whole or not at all."""
     temporary = folder / (MODEL_FOLDER + ".part")
-    trainer.save_model(str(temporary))
-    if trainer.accelerator.is_main_process:
-        trainer.processing_class.save_pretrained(temporary)
-        shutil.rmtree(folder / MODEL_FOLDER, ignore_errors=True)
-        temporary.replace(folder / MODEL_FOLDER)
+    if trainer.is_fsdp_enabled:  # by default FSDP2 saves shards, in checkpoints only
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+    try:
+        trainer.save_model(str(temporary))
+        if trainer.accelerator.is_main_process:
+            trainer.processing_class.save_pretrained(temporary)
+            shutil.rmtree(folder / MODEL_FOLDER, ignore_errors=True)
+            temporary.replace(folder / MODEL_FOLDER)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise InputError(
+            f"{folder / MODEL_FOLDER} cannot be written: {error}; once that is mended, continue with --resume {folder}"
+        ) from error
     trainer.accelerator.wait_for_everyone()

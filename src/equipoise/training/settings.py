@@ -6,6 +6,7 @@ Every refusal is one line that names the file or flag, the key, the rule and the
 import dataclasses
 import difflib
 import enum
+import math
 import re
 import types
 import typing
@@ -16,6 +17,7 @@ from typing import Any
 import yaml
 
 from equipoise.errors import InputError
+from equipoise.tasks.datasets import shortened
 from equipoise.training.config import EquipoiseConfig
 
 # The names TRL's own scripts use for the same things.
@@ -66,6 +68,8 @@ class RunSettings:
             raise InputError(f"task must be 'ladder', got task={self.task!r}")
         if self.dataset is not None and self.reward is None:
             raise InputError("a data set needs a reward: 'exact', 'math' or 'module:function' (--reward)")
+        if self.evaluate_prompts is not None and self.evaluate_prompts < 1:
+            raise InputError(f"evaluate_prompts must be >= 1, got evaluate_prompts={self.evaluate_prompts}")
         for name in ("evaluate_every", "evaluate_samples"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} must be >= 0, got {name}={getattr(self, name)}")
@@ -90,7 +94,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         InputError: a file that is missing, unreadable, no YAML, no mapping, or that has a key twice.
     """
     try:
-        text = Path(path).read_text()
+        text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"config {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     try:
@@ -178,8 +182,8 @@ def checked_keys(values: dict[str, Any], origin: str) -> dict[str, Any]:
             raise InputError(f"{origin}{given} is given twice, under another name")
         try:
             checked[key] = _converted(value, known[key])
-        except (TypeError, ValueError):
-            raise InputError(f"{origin}{given} must be {_type_name(known[key])}, got {value!r}") from None
+        except (TypeError, ValueError, OverflowError):
+            raise InputError(f"{origin}{given} must be {_type_name(known[key])}, got {shortened(value)}") from None
     return checked
 
 
@@ -212,7 +216,7 @@ def _converted_to_any(value: Any, hints: tuple) -> Any:
     for hint in sorted(hints, key=lambda h: not (isinstance(h, type) and type(value) is h)):
         try:
             return _converted(value, hint)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             continue
     raise TypeError
 
@@ -220,6 +224,7 @@ def _converted_to_any(value: Any, hints: tuple) -> Any:
 def _number(value: Any, kind: type) -> int | float:
     _require(not isinstance(value, bool) and isinstance(value, (int, float, str)), value)
     number = float(value)  # YAML reads 1e-3 as a string
+    _require(not math.isnan(number), value)
     return number if kind is float else int(_require(number.is_integer(), number))
 
 
@@ -251,6 +256,8 @@ def build(values: dict[str, Any]) -> tuple[RunSettings, EquipoiseConfig]:
     run = RunSettings(**{k: v for k, v in values.items() if k in own})
     if not values.get("output_dir"):
         raise InputError("output_dir is required: the run folder (--output_dir)")
+    if values.get("resume_from_checkpoint"):
+        raise InputError("resume_from_checkpoint has no effect here: continue a run with --resume RUN")
     try:
         return run, EquipoiseConfig(**{k: v for k, v in values.items() if k not in own})
     except (ValueError, ImportError) as error:

@@ -6,6 +6,7 @@ puts reweighted advantages and bounds where TRL will read them. No mathematics l
 """
 
 # pyright: reportOptionalMemberAccess=false, reportArgumentType=false, reportOptionalOperand=false
+# pyright: reportOptionalSubscript=false
 # (transformers types what a trainer holds as optional, or as one of many kinds)
 
 import functools
@@ -22,7 +23,6 @@ from accelerate.utils import is_peft_model, send_to_device
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import Sampler
-from transformers import TrainerCallback
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
@@ -30,17 +30,23 @@ from trl.trainer.utils import RepeatSampler
 
 from equipoise.balance import BoundGrid, BoundsSelection, select_bounds
 from equipoise.controllers import PolarityController
+from equipoise.errors import InputError
 from equipoise.polarity import entropy_polarity, reweight_by_polarity
 from equipoise.ratios import importance_ratio, sequence_importance_ratio
 from equipoise.training import checkpoints
 from equipoise.training.config import EquipoiseConfig
 from equipoise.training.head import add_statistics_head
+from equipoise.training.seams import EpochSampler, OutputRecorder, UnloggedLoss
 from equipoise.training.update import MicroBatch, Update, UpdateMeasures
 from equipoise.types import ClipBounds, TokenStatistics
 
 logger = logging.getLogger("equipoise")
 
 METRIC_PREFIX = "equipoise/"
+
+
+class DivergedError(InputError):
+    """The policy gives NaN or infinities: nothing that is trained further can be used."""
 
 
 class EquipoiseTrainer(GRPOTrainer):
@@ -75,7 +81,12 @@ class EquipoiseTrainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs):
         training = self.model.training
-        batch = super()._generate_and_score_completions(inputs)
+        try:
+            batch = super()._generate_and_score_completions(inputs)
+        except RuntimeError as error:  # torch's sampling refuses NaN
+            if all(p.isfinite().all() for p in self.model.parameters()):
+                raise
+            raise self._diverged() from error
         if training:
             self._rollout_step = self.state.global_step
             self._rollout_reward = self._metrics["train"]["reward"][-1]
@@ -83,7 +94,7 @@ class EquipoiseTrainer(GRPOTrainer):
 
     def _get_train_sampler(self, dataset=None) -> Sampler:
         sampler = super()._get_train_sampler(dataset)
-        return _EpochSampler(sampler) if isinstance(sampler, RepeatSampler) else sampler
+        return EpochSampler(sampler) if isinstance(sampler, RepeatSampler) else sampler
 
     # ---- one micro-batch ----------------------------------------------------------------------------------------
 
@@ -112,7 +123,7 @@ class EquipoiseTrainer(GRPOTrainer):
 
     def _statistics(self, model, *args, **kwargs) -> tuple[TokenStatistics, tuple]:
         """Statistics [batch, time] of the completions, and what TRL's own method returns for the same forward pass."""
-        recorder = _OutputRecorder(model)
+        recorder = OutputRecorder(model)
         result = super()._get_per_token_logps_and_entropies(recorder, *args, **kwargs)
         logprob, width = result[0], result[0].shape[1]
         entropy, tendency, correction = (
@@ -148,6 +159,8 @@ class EquipoiseTrainer(GRPOTrainer):
             ratio = sequence_importance_ratio(logprob, behavior, action_mask).expand_as(logprob)
         else:
             ratio = importance_ratio(logprob, behavior)
+        if not ratio[action_mask].isfinite().all():
+            raise self._diverged()
         advantage = inputs["advantages"]
         advantage = (advantage.unsqueeze(1) if advantage.dim() == 1 else advantage).expand_as(logprob)
         weight = behavior.exp() if self.args.bapo_token_weight == "rollout" else None
@@ -175,6 +188,12 @@ class EquipoiseTrainer(GRPOTrainer):
                 ).bool()
             )
         return kept
+
+    def _diverged(self) -> DivergedError:
+        return DivergedError(
+            f"update {self.state.global_step + 1}: training has diverged, the policy gives probabilities that are not "
+            f"finite; start again with a lower learning_rate (now {self.args.learning_rate})"
+        )
 
     # ---- one update ---------------------------------------------------------------------------------------------
 
@@ -241,11 +260,12 @@ class EquipoiseTrainer(GRPOTrainer):
         """Phase and weights that were in force in the update; those of the next follow from observing it."""
         in_force = {"phase": controller.phase}
         in_force |= {f"weight_{name}": value for name, value in vars(controller.weights).items()}
-        controller.observe(
-            entropy=measures.entropy,
-            expanding_flow=measures.expanding_flow,
-            contracting_flow=measures.contracting_flow,
-        )
+        if measures.num_tokens:  # an update of truncated, masked completions says nothing about the entropy
+            controller.observe(
+                entropy=measures.entropy,
+                expanding_flow=measures.expanding_flow,
+                contracting_flow=measures.contracting_flow,
+            )
         return in_force | {"reference_entropy": controller.reference_entropy or math.nan}
 
     # ---- checkpoints --------------------------------------------------------------------------------------------
@@ -263,9 +283,19 @@ class EquipoiseTrainer(GRPOTrainer):
             if latest is None:
                 raise checkpoints.CheckpointError(f"{self.args.output_dir} has no complete checkpoint to resume from")
             resume_from_checkpoint = str(latest)
-        if resume_from_checkpoint:
-            checkpoints.read_marker(Path(resume_from_checkpoint))
+        if resume_from_checkpoint and not checkpoints.read_marker(Path(resume_from_checkpoint)).get("resumable", True):
+            raise checkpoints.CheckpointError(
+                f"{resume_from_checkpoint} was saved with save_only_model: it has no optimizer state to resume from"
+            )
+        self._update = None  # of a call that was interrupted
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _run_epoch(self, *args, **kwargs):
+        # transformers would train a complete run that is resumed for one update more.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
 
     def _save_checkpoint(self, model, trial) -> None:
         run_folder = self._get_output_dir(trial=trial)
@@ -277,11 +307,13 @@ class EquipoiseTrainer(GRPOTrainer):
                 super()._save_checkpoint(model, trial)
             finally:
                 self.args.save_total_limit = limit
-            torch.save(self._rollout_state(), folder / self._rollout_state_name)
+            if not self.args.save_only_model:
+                torch.save(self._rollout_state(), folder / self._rollout_state_name)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 controller = self.polarity_controller.state_dict() if self.polarity_controller else None
-                checkpoints.write_marker(folder, {"polarity_controller": controller})
+                resumable = not self.args.save_only_model
+                checkpoints.write_marker(folder, {"polarity_controller": controller, "resumable": resumable})
         if self.args.should_save:
             checkpoints.rotate(run_folder, self.args.save_total_limit, self.state.best_model_checkpoint)
 
@@ -322,6 +354,7 @@ class EquipoiseTrainer(GRPOTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
+        self.state.compute_steps(self.args, self.state.max_steps)  # else save_steps and the like stay as they were
         controller_state = checkpoints.read_marker(Path(checkpoint))["polarity_controller"]
         if self.polarity_controller is not None and controller_state is not None:
             self.polarity_controller.load_state_dict(controller_state)
@@ -330,24 +363,14 @@ class EquipoiseTrainer(GRPOTrainer):
         if state is None or state["world_size"] != self.accelerator.num_processes:
             logger.warning("Resuming with another number of processes: the rollout batch in use is sampled again.")
             self._step = self.state.global_step * self.args.gradient_accumulation_steps
+            self._buffered_inputs = None
             return
         self._step, self._rollout_step = state["step"], state["rollout_step"]
         self._rollout_reward = state["rollout_reward"]
         self._buffered_inputs = send_to_device(state["buffered_inputs"], self.accelerator.device)
+        self._metrics["train"].clear()
         self._metrics["train"].update(state["metrics"])
-        self.add_callback(_UnloggedLoss(self, state["unlogged_loss"], state["last_logged_step"]))
-
-
-class _UnloggedLoss(TrainerCallback):
-    """Gives a resumed run the loss summed since the last log, which transformers sets to zero when training begins."""
-
-    def __init__(self, trainer: EquipoiseTrainer, loss: float, last_logged_step: int):
-        self.trainer, self.loss, self.last_logged_step = trainer, loss, last_logged_step
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.trainer._tr_loss += self.loss
-        self.trainer._globalstep_last_logged = self.last_logged_step
-        self.trainer.remove_callback(self)
+        self.add_callback(UnloggedLoss(self, state["unlogged_loss"], state["last_logged_step"]))
 
 
 _MODEL_INPUTS = tuple(
@@ -363,36 +386,3 @@ def _start_of(grid: BoundGrid, *, inactive: bool) -> BoundsSelection:
     """The first point of the grid, without a search; shares are measured with the update."""
     bounds = ClipBounds(grid.low[0], grid.high[0])
     return BoundsSelection(bounds, math.nan, math.nan, steps=0, exhausted=False, inactive=inactive)
-
-
-class _OutputRecorder:
-    """Stands in for the model in a call of TRL's that keeps only part of the model's output."""
-
-    def __init__(self, model):
-        self.model = model
-        self.outputs: list[dict[str, Tensor]] = []
-
-    def __call__(self, **kwargs):
-        output = self.model(**kwargs)
-        self.outputs.append(output)
-        return output
-
-
-class _EpochSampler(Sampler):
-    """TRL's sampler with an order that follows from seed and epoch alone, so that a run can resume in any epoch.
-
-    TRL draws each epoch's order from a generator that lives on, which a resumed run starts anew. Epoch 0 is TRL's.
-    """
-
-    def __init__(self, sampler: RepeatSampler):
-        self.sampler = sampler
-
-    def set_epoch(self, epoch: int) -> None:
-        if self.sampler.shuffle:
-            self.sampler.generator.manual_seed((self.sampler.seed or 0) + epoch)
-
-    def __iter__(self):
-        return iter(self.sampler)
-
-    def __len__(self) -> int:
-        return len(self.sampler)

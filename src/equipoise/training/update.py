@@ -1,5 +1,6 @@
 """What one optimizer update adds up to, over all its micro-batches and ranks: one vector, reduced once."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import get_args
@@ -129,36 +130,39 @@ class UpdateMeasures:
 
     @property
     def num_tokens(self) -> float:
-        """Action tokens of the update, at least 1 so that an empty update divides."""
-        return max(self.sums["tokens"], 1.0)
+        """Action tokens of the update; 0 when every completion was truncated and masked."""
+        return self.sums["tokens"]
+
+    def mean(self, name: str) -> float:
+        """A sum per action token; NaN for an update without any."""
+        return self.sums[name] / self.num_tokens if self.num_tokens else math.nan
 
     @property
     def entropy(self) -> float:
         """Token mean, nats."""
-        return self.sums["entropy"] / self.num_tokens
+        return self.mean("entropy")
 
     @property
     def expanding_flow(self) -> float:
         """P: positive predicted entropy changes, per action token and unit step, before reweighting."""
-        return self.sums["expanding_flow"] / self.num_tokens
+        return self.mean("expanding_flow")
 
     @property
     def contracting_flow(self) -> float:
         """N: magnitude of the negative ones."""
-        return self.sums["contracting_flow"] / self.num_tokens
+        return self.mean("contracting_flow")
 
     def metrics(self) -> dict[str, float]:
         """The scalars of an update, by name."""
-        n, sums = self.num_tokens, self.sums
-        mean = sums["ratio"] / n
+        ratio_mean = self.mean("ratio")
         values = {
             "entropy": self.entropy,
             "expanding_flow": self.expanding_flow,
             "contracting_flow": self.contracting_flow,
             "balance_authority": balance_authority(self.expanding_flow, self.contracting_flow),
-            "ratio_mean": mean,
-            "ratio_std": max(sums["ratio_square"] / n - mean**2, 0.0) ** 0.5,
-            "ratio_tail_fraction": sums["ratio_tail"] / n,
+            "ratio_mean": ratio_mean,
+            "ratio_std": max(self.mean("ratio_square") - ratio_mean**2, 0.0) ** 0.5,
+            "ratio_tail_fraction": self.mean("ratio_tail"),
         }
         if self.selection is not None:
             values |= {
@@ -166,8 +170,8 @@ class UpdateMeasures:
                 "bounds_high": self.selection.bounds.high,
                 "bounds_exhausted": float(self.selection.exhausted),
                 "bounds_inactive": float(self.selection.inactive),
-                "clip_fraction_low": sums["clipped_low"] / n,
-                "clip_fraction_high": sums["clipped_high"] / n,
+                "clip_fraction_low": self.mean("clipped_low"),
+                "clip_fraction_high": self.mean("clipped_high"),
             }
             values |= self._shares(self.selection)
         return values
