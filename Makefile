@@ -5,28 +5,37 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+RUN := $(VENV)/.installed
+DEV := $(VENV)/.installed-dev
 
 # Threads of a tiny model on a few busy cores only wait for each other.
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: quickstart test lint clean
 
-quickstart: $(STAMP)
+quickstart: $(RUN)
 	$(BIN)/equipoise quickstart
 
-test: $(STAMP)
+test: $(DEV)
 	$(BIN)/python -m pytest
 
-lint: $(STAMP)
+lint: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-$(STAMP): pyproject.toml constraints.txt
+$(VENV):
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
-	@touch $(STAMP)
+
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+$(RUN): pyproject.toml constraints.txt | $(VENV)
+	$(INSTALL) -e .
+	@touch $@
+
+$(DEV): $(RUN)
+	$(INSTALL) -e ".[dev]"
+	@touch $@
 
 clean:
 	rm -rf $(VENV)

@@ -15,7 +15,11 @@ from equipoise.polarity import (
     predicted_entropy_change,
     reweight_by_polarity,
 )
-from equipoise.statistics import linear_token_statistics, token_statistics
+from equipoise.statistics import (
+    linear_token_statistics,
+    token_statistics,
+    vocabulary_parallel_token_statistics,
+)
 from equipoise.types import ClipBounds, PolicyBatch, TokenLoss, TokenStatistics, WeightedMean
 
 __version__ = "0.1.0"
@@ -42,4 +46,5 @@ __all__ = [
     "reweight_by_polarity",
     "select_bounds",
     "token_statistics",
+    "vocabulary_parallel_token_statistics",
 ]

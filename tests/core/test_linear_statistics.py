@@ -225,22 +225,6 @@ def test_nan_stays_in_its_row():
         torch.testing.assert_close(value[[0, 2]], reference[[0, 2]], rtol=0, atol=0)
 
 
-def test_never_forms_all_logits(monkeypatch):
-    monkeypatch.setattr(linear, "TILE", 8)
-    widths = []
-    original = linear._Head.tile
-
-    def watched(self, start, stop):
-        logits, slope = original(self, start, stop)
-        widths.append(logits.shape[-1])
-        return logits, slope
-
-    monkeypatch.setattr(linear._Head, "tile", watched)
-    hidden, weight, _, targets = problem(3, vocabulary=20)
-    linear_token_statistics(hidden.requires_grad_(), weight, targets).logprob.sum().backward()
-    assert widths == [8, 8, 4] * 2  # forward, then backward
-
-
 def refused(match, **changes):
     hidden, weight, bias, targets = problem(2, 3)
     inputs = {"hidden": hidden, "weight": weight, "bias": bias, "targets": targets, **changes}
@@ -265,7 +249,7 @@ def test_refuses_softcap(softcap):
 
 
 def test_refuses_an_unknown_backend():
-    refused("backend must be .* got 'cuda'", backend="cuda")
+    refused("backend must be one of auto, torch, triton, got 'cuda'", backend="cuda")
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan])

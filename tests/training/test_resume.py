@@ -112,12 +112,14 @@ def test_an_interrupted_write_leaves_the_previous_checkpoint_usable(tmp_path, mo
 def test_a_killed_write_is_not_resumed_and_is_cleared_away(tmp_path):
     make(tmp_path, max_steps=2).train()
     (tmp_path / "checkpoint-2" / checkpoints.MARKER).unlink()  # as a kill before the end of the write leaves it
+    (tmp_path / "checkpoint-2" / "rollout_1.pt").write_bytes(b"half")
     assert checkpoints.latest_checkpoint(tmp_path) == tmp_path / "checkpoint-1"
     subject = make(tmp_path, max_steps=2)
     with pytest.raises(CheckpointError, match="checkpoint-2 has no equipoise.json: its writing was interrupted"):
         subject.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     subject.train(resume_from_checkpoint=True)
     assert checkpoints.is_complete(tmp_path / "checkpoint-2")
+    assert not (tmp_path / "checkpoint-2" / "rollout_1.pt").exists()
 
 
 def test_older_checkpoints_go_only_after_the_new_one_is_complete(tmp_path, monkeypatch):

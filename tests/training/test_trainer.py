@@ -72,6 +72,21 @@ def test_first_update_after_a_rollout_has_nothing_to_search_and_later_ones_do(tm
         assert (own(entry)["ratio_std"] < 1e-5) == fresh
 
 
+def test_only_stale_updates_of_several_micro_batches_cost_another_pass(tmp_path):
+    for micro_batches, expected in ((1, []), (2, [1, 3])):
+        settings = {"gradient_accumulation_steps": micro_batches, "steps_per_generation": micro_batches}
+        subject = trainer(tmp_path / str(micro_batches), **STALE, **settings)
+        original, searched = subject._search, []
+
+        def spy(model, grid, original=original, searched=searched, subject=subject):
+            searched.append(subject.state.global_step)
+            return original(model, grid)
+
+        subject._search = spy
+        subject.train()
+        assert searched == expected
+
+
 def test_bounds_in_force_are_those_trl_clips_with(tmp_path):
     subject, log = run(tmp_path, **STALE, **BINDING)
     for entry in log:

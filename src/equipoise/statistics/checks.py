@@ -12,6 +12,22 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def check_head(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, softcap: float | None) -> None:
+    """Refuse hidden states, LM head, targets and bias that do not belong together, and a softcap that caps nothing."""
+    if hidden.shape[:-1] != targets.shape or hidden.shape[-1] != weight.shape[1]:
+        raise ValueError(
+            f"hidden must be [..., width] with targets [...] and weight [vocabulary, width], got hidden "
+            f"{tuple(hidden.shape)}, targets {tuple(targets.shape)}, weight {tuple(weight.shape)}"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias must be [{weight.shape[0]}] like the vocabulary, got {tuple(bias.shape)}")
+    devices = {str(x.device) for x in (hidden, weight, targets, bias) if x is not None}
+    if len(devices) > 1:
+        raise ValueError(f"hidden, weight, targets and bias must be on one device, got {sorted(devices)}")
+    if softcap is not None and not 0 < softcap < math.inf:
+        raise ValueError(f"softcap must be > 0 and finite, or None, got {softcap}")
+
+
 def check_temperature(temperature: float) -> None:
     """Refuse a temperature that is not a positive finite number."""
     if not 0 < temperature < math.inf:

@@ -1,0 +1,166 @@
+"""Row operations on one vocabulary tile of raw logits, as Triton kernels: what `torch_rows` does, in one pass each.
+
+A tile is a float32 workspace [rows, width] that a matrix product has just filled. Importing this module does not load
+triton; the first call does.
+"""
+
+import importlib.util
+import os
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from equipoise.statistics.moments import Moments
+
+BLOCK = 4096
+"""Vocabulary entries one program holds in registers at a time, a power of two: 16 per thread of 8 warps."""
+
+LAUNCH = {"num_warps": 8, "enable_fp_fusion": False}
+
+
+def available() -> bool:
+    """Whether the kernels can run here: triton is installed, and there is a CUDA device or triton's interpreter is on.
+
+    The interpreter (TRITON_INTERPRET=1 before triton is first imported) is for tests: it is slower than plain torch.
+    """
+    interpreted = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
+    return importlib.util.find_spec("triton") is not None and (interpreted or torch.cuda.is_available())
+
+
+def fold_tile(
+    logits: Float[Tensor, "rows width"],
+    moments: Moments,
+    targets: Int[Tensor, " rows"],
+    target_logit: Float[Tensor, " rows"],
+    *,
+    temperature: float,
+    softcap: float | None,
+) -> None:
+    """Merge the tempered, capped logits of a tile into `moments`, and fetch the targets' logits, both in place.
+
+    Args:
+        logits: float32 raw logits; rows may be strided, entries of a row are adjacent.
+        moments: float32, contiguous, five separate tensors; over what was folded before (`absent_part` at first).
+        targets: int64 column of each row's target within this tile; any other value means "not in this tile".
+        target_logit: float32; the tempered, capped logit of the target, written only where it is in this tile.
+        temperature: > 0.
+        softcap: > 0 or None.
+
+    Raises:
+        ValueError: a type or layout the kernel cannot work with.
+    """
+    from equipoise.statistics import triton_kernels
+
+    _check_tile(logits)
+    _check_vectors(logits, **moments._asdict(), target_logit=target_logit)
+    if 0 in logits.shape:
+        return
+    with torch.cuda.device_of(logits):
+        triton_kernels.fold[(logits.shape[0],)](
+            logits,
+            logits.stride(0),
+            logits.shape[1],
+            *moments,
+            targets.contiguous(),
+            target_logit,
+            temperature,
+            softcap or 1.0,
+            capped=softcap is not None,
+            heated=temperature != 1,
+            block=_block(logits),
+            **LAUNCH,
+        )
+
+
+def gradient_tile_(
+    logits: Float[Tensor, "rows width"],
+    moments_maximum: Float[Tensor, " rows"],
+    log_s0: Float[Tensor, " rows"],
+    entropy: Float[Tensor, " rows"],
+    targets: Int[Tensor, " rows"],
+    logprob_gradient: Float[Tensor, " rows"] | None,
+    entropy_gradient: Float[Tensor, " rows"] | None,
+    *,
+    temperature: float,
+    softcap: float | None,
+    out: Float[Tensor, "rows width"] | None = None,
+) -> None:
+    """Replace raw logits by the gradient of sum(g logprob + g_H entropy) in them.
+
+    Args:
+        logits: float32 raw logits as `fold_tile` saw them; overwritten, unless `out` is given.
+        moments_maximum: of the tempered logits of the whole row.
+        log_s0: log Z - maximum. The two are subtracted one after the other, which keeps the digits of log p.
+        entropy: of the whole row, in nats.
+        targets: int64 column of each row's target within this tile; any other value means "not in this tile".
+        logprob_gradient: g, or None for 0.
+        entropy_gradient: g_H, or None for 0.
+        temperature: > 0.
+        softcap: > 0 or None.
+        out: where to write instead, of any floating type: a half-precision buffer feeds the matrix products directly.
+
+    Raises:
+        ValueError: a type or layout the kernel cannot work with, or neither gradient.
+    """
+    from equipoise.statistics import triton_kernels
+
+    if logprob_gradient is None and entropy_gradient is None:
+        raise ValueError("gradient_tile_ needs logprob_gradient or entropy_gradient, got None for both")
+    _check_tile(logits)
+    _check_vectors(logits, moments_maximum=moments_maximum, log_s0=log_s0, entropy=entropy)
+    out = logits if out is None else out
+    if out.shape != logits.shape or out.stride(1) != 1:
+        raise ValueError(
+            f"out must be shaped like logits {tuple(logits.shape)} with adjacent entries in a row, "
+            f"got {tuple(out.shape)} with strides {out.stride()}"
+        )
+    if 0 in logits.shape:
+        return
+    with torch.cuda.device_of(logits):
+        triton_kernels.gradient[(logits.shape[0],)](
+            logits,
+            logits.stride(0),
+            out,
+            out.stride(0),
+            logits.shape[1],
+            moments_maximum,
+            log_s0,
+            entropy,
+            targets.contiguous(),
+            # Any pointer will do for a gradient that is not there: the kernel is compiled without it.
+            entropy if logprob_gradient is None else logprob_gradient.float().contiguous(),
+            entropy if entropy_gradient is None else entropy_gradient.float().contiguous(),
+            temperature,
+            softcap or 1.0,
+            capped=softcap is not None,
+            heated=temperature != 1,
+            of_logprob=logprob_gradient is not None,
+            of_entropy=entropy_gradient is not None,
+            block=_block(logits),
+            **LAUNCH,
+        )
+
+
+def _block(logits: Tensor) -> int:
+    """The smallest power of two that holds a row, up to BLOCK."""
+    return min(BLOCK, 1 << (logits.shape[1] - 1).bit_length())
+
+
+def _check_tile(logits: Tensor) -> None:
+    if logits.dtype != torch.float32 or (logits.shape[1] > 1 and logits.stride(1) != 1):
+        raise ValueError(
+            f"logits must be float32 with adjacent entries in a row, got {logits.dtype} with strides {logits.stride()}"
+        )
+
+
+def _check_vectors(logits: Tensor, **vectors: Tensor) -> None:
+    """Refuse what the kernel would read or write at the wrong place."""
+    for name, vector in vectors.items():
+        if vector.dtype != torch.float32 or vector.shape != logits.shape[:1] or not vector.is_contiguous():
+            raise ValueError(
+                f"{name} must be contiguous float32 [{logits.shape[0]}], "
+                f"got {vector.dtype} {tuple(vector.shape)} with strides {vector.stride()}"
+            )
+    if len({vector.data_ptr() for vector in vectors.values()}) < len(vectors) and logits.shape[0] > 0:
+        raise ValueError(f"{', '.join(vectors)} must be separate tensors, got some that share memory")
