@@ -3,7 +3,7 @@
 import pytest
 
 from equipoise.errors import InputError
-from equipoise.training.settings import build, checked_keys, read_flags, read_yaml
+from equipoise.training.settings import _converted, build, checked_keys, read_flags, read_yaml
 
 
 def test_flags_override_and_aliases_of_trl_are_known(tmp_path):
@@ -24,6 +24,17 @@ def test_flags_override_and_aliases_of_trl_are_known(tmp_path):
 )
 def test_numbers_as_people_write_them(text, value):
     assert checked_keys(read_flags(["--learning_rate", text]), "--") == {"learning_rate": value}
+
+
+def test_one_value_is_a_list_of_one():
+    values = {"lora_target_modules": "q_proj", "evaluate_k": 4}
+    assert checked_keys(values, "") == {"lora_target_modules": ["q_proj"], "evaluate_k": [4]}
+
+
+@pytest.mark.parametrize(("value", "kind"), [("5", int | str), (5, str | int), (5, float | int), ("a", int | str)])
+def test_of_several_types_the_exact_one_is_kept(value, kind):
+    converted = _converted(value, kind)
+    assert (converted, type(converted)) == (value, type(value))
 
 
 def test_no_is_a_word(tmp_path):

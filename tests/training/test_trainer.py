@@ -63,6 +63,17 @@ def test_every_promised_scalar_is_logged_for_every_update(tmp_path):
         assert {"loss", "grad_norm"} <= entry.keys()
 
 
+def test_phase_and_weights_logged_are_those_in_force_before_the_update_was_observed(tmp_path):
+    _, log = run(tmp_path, **STALE, **BINDING)
+    replayed = trainer(tmp_path, **STALE, **BINDING).polarity_controller
+    for entry in map(own, log):
+        assert entry["phase"] == replayed.phase
+        assert entry["weight_expanding_positive"] == replayed.weights.expanding_positive
+        replayed.observe(entropy=entry["entropy"], expanding_flow=entry["expanding_flow"],
+                         contracting_flow=entry["contracting_flow"])  # fmt: skip
+    assert replayed.phase > 0
+
+
 def test_first_update_after_a_rollout_has_nothing_to_search_and_later_ones_do(tmp_path):
     _, log = run(tmp_path, **STALE, steps_per_generation=1)
     assert [own(entry)["staleness"] for entry in log] == [0, 1, 0, 1, 0]
