@@ -37,7 +37,8 @@ def comparison_figure(runs: Sequence[RunRecord], path: str | Path, *, title: str
         panel.set_xlabel("update")
         panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
-        panel.legend(fontsize=8, framealpha=0.8, edgecolor="none")
+        # Between the bounds there is room; elsewhere matplotlib finds it.
+        panel.legend(loc="center right" if draw is _bounds else "best", fontsize=8, framealpha=0.8, edgecolor="none")
     figure.suptitle(title)
     figure.savefig(path)
 
