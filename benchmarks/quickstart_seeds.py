@@ -37,11 +37,12 @@ def main() -> None:
         jobs = [(options.output / str(seed), seed, name) for seed in options.seeds for name in CONTROLS]
         list(pool.map(lambda job: control(*job), jobs))
     rows = [row for seed in options.seeds for row in rows_of(options.output / str(seed), seed)]
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     RESULTS.parent.mkdir(exist_ok=True)
     with RESULTS.open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["seed", "run", *MEASURES])
+        writer = csv.DictWriter(file, ["commit", "seed", "run", *MEASURES])
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({"commit": commit} | row for row in rows)
     summary(rows)
 
 
