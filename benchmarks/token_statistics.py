@@ -4,10 +4,10 @@
 
 All contenders run interleaved in one process on the same inputs; a ratio compares neighbours in time, so that other
 load on the machine cancels. Where processes outnumber cores, processor time is the steadier measure. The floor is the
-three matrix products that logits, dh and dW need (h W^T, dz W, dz^T h), in vocabulary tiles with preallocated memory:
-the fastest way we know to do nothing else. Scratch memory is sampled every 2 ms as resident size in a process of its
-own per contender (it sees what any library allocates), less what is returned; on a GPU it is the allocator's own peak.
-Kernel tests run first: a benchmark of wrong numbers is refused.
+three matrix products that logits, dh and dW need (h W^T, dz W, dz^T h) with preallocated memory: on a CPU in vocabulary
+tiles, on a GPU whole, the fastest way we know to do nothing else. Scratch memory on a CPU is sampled every 2 ms as
+resident size in a process of its own per contender (it sees what any library allocates), less what is returned; on a
+GPU it is the peak of torch's allocator. Kernel tests run first: a benchmark of wrong numbers is refused.
 Writes results/token_statistics_<device>.csv, in which rows of another shape or type stay.
 """
 
@@ -16,6 +16,7 @@ import csv
 import datetime
 import gc
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -24,6 +25,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from pathlib import Path
 
 import torch
@@ -34,6 +36,7 @@ from equipoise import linear_token_statistics
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 TESTS = ["test_statistics.py", "test_linear_statistics.py", "test_linear_paths.py"]
+CUDA_TESTS = ["test_triton_rows.py", "test_on_a_gpu.py"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -56,6 +59,9 @@ class Problem:
 def floor(problem):
     """Three bare matrix products."""
     h, w = problem.hidden.detach(), problem.weight.detach()
+    if h.is_cuda:
+        logits = torch.mm(h, w.t())
+        return torch.mm(logits, w), torch.mm(logits.t(), h)
     tile = min(2048, max(256, 2**22 // len(h)), len(w))
     workspace, dh, dw = h.new_empty(len(h) * tile), torch.zeros_like(h), torch.empty_like(w)
     for start in range(0, len(w), tile):
@@ -65,6 +71,13 @@ def floor(problem):
         dh.addmm_(logits, part)
         torch.mm(logits.t(), h, out=dw[start : start + len(part)])
     return dh, dw
+
+
+@torch.no_grad()
+def floor_of_forward(problem):
+    """The bare matrix product of the logits."""
+    torch.mm(problem.hidden, problem.weight.t())
+    return ()
 
 
 def ours(problem):
@@ -148,15 +161,60 @@ def liger(problem):
     return torch.autograd.grad(loss, (problem.hidden, problem.weight))
 
 
+def liger_scaled(problem):
+    from liger_kernel.ops import LigerFusedLinearScaledCrossEntropyFunction
+
+    args = (problem.hidden, problem.weight, problem.targets, 1.0, -100, 1, True)
+    nll, _entropy = LigerFusedLinearScaledCrossEntropyFunction.apply(*args)
+    return problem.gradients(-nll, problem.hidden, problem.weight)
+
+
+@torch.no_grad()
+def liger_scaled_forward_only(problem):
+    from liger_kernel.ops import LigerFusedLinearScaledCrossEntropyFunction
+
+    args = (problem.hidden, problem.weight, problem.targets, 1.0, -100, 1, True)
+    return LigerFusedLinearScaledCrossEntropyFunction.apply(*args)
+
+
 def verl(problem):
+    without_package_code("verl", "verl.utils", "verl.utils.experimental")
     from verl.utils.experimental.torch_functional import FusedLinearForPPO
 
     logprob, _ = FusedLinearForPPO()(problem.hidden[None], problem.weight, problem.targets[None])
     return problem.gradients(logprob[0], problem.hidden, problem.weight)
 
 
+def verl_kernel(problem):
+    without_package_code("verl", "verl.utils", "verl.utils.kernel")
+    from verl.utils.kernel.linear_cross_entropy import linear_cross_entropy
+
+    logprob, _entropy = linear_cross_entropy(problem.hidden, problem.weight, problem.targets, 1.0)
+    return problem.gradients(logprob, problem.hidden, problem.weight)
+
+
+@torch.no_grad()
+def verl_kernel_forward_only(problem):
+    without_package_code("verl", "verl.utils", "verl.utils.kernel")
+    from verl.utils.kernel.linear_cross_entropy import linear_cross_entropy
+
+    return linear_cross_entropy(problem.hidden, problem.weight, problem.targets, 1.0)
+
+
+def without_package_code(*packages):
+    """Let modules of these packages be imported without the packages' own code, which wants Ray and much else."""
+    for name in packages:
+        if name not in sys.modules:
+            spec = importlib.util.find_spec(name)
+            if spec is None:
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+            sys.modules[name] = types.ModuleType(name)
+            sys.modules[name].__path__ = spec.submodule_search_locations
+
+
 CONTENDERS = {
     "three bare matrix products": floor,
+    "the one of the logits": floor_of_forward,
     "equipoise": ours,
     "equipoise, entropy gradient too": ours_with_entropy_gradient,
     "equipoise, frozen head": ours_frozen_head,
@@ -168,10 +226,15 @@ CONTENDERS = {
     "TRL, ChunkedLogProb, its optional sums": trl_chunked,
     "TRL, ChunkedLogProb, log-prob alone": trl_chunked_logprob_alone,
     "Liger, fused linear cross entropy (mean)": liger,
+    "Liger, fused linear scaled cross entropy": liger_scaled,
+    "Liger, scaled, forward only": liger_scaled_forward_only,
     "verl, FusedLinearForPPO": verl,
+    "verl, linear_cross_entropy kernel": verl_kernel,
+    "verl, kernel, forward only": verl_kernel_forward_only,
 }
 NEEDS = {"TRL": "trl", "Liger": "liger_kernel", "verl": "verl"}
 FLOOR = "three bare matrix products"
+PACKAGES = ("torch", "triton", "trl", "liger-kernel", "nvidia-cutlass-dsl", "verl")
 
 
 def main() -> None:
@@ -186,15 +249,16 @@ def main() -> None:
     if options.memory_of:
         print(json.dumps(scratch_here(options)))
         return
-    require_green_tests()
+    require_green_tests(options)
     times, missing = measured_times(options)
     rows = [row_of(name, times, scratch_of(name, options), options) for name in times]
     write(rows, options)
     report(rows, missing, options)
 
 
-def require_green_tests() -> None:
-    tests = [str(ROOT / "tests" / "core" / name) for name in TESTS]
+def require_green_tests(options) -> None:
+    names = CUDA_TESTS if options.device.startswith("cuda") else TESTS
+    tests = [str(ROOT / "tests" / "core" / name) for name in names]
     if subprocess.run([sys.executable, "-m", "pytest", "-x", *tests], cwd=ROOT).returncode:
         raise SystemExit("kernel tests are red: no benchmark of wrong numbers")
 
@@ -207,9 +271,9 @@ def measured_times(options) -> tuple[dict[str, list[tuple[float, float]]], dict[
         if name in options.leave_out:
             continue
         try:  # the first call loads code and shows what cannot run
-            contender(small)
+            contender(problem if problem.hidden.is_cuda else small)  # kernels are compiled for their sizes
             times[name] = []
-        except (ImportError, AttributeError, RuntimeError, AssertionError) as error:
+        except (ImportError, AttributeError, RuntimeError, AssertionError, TypeError, ValueError) as error:
             missing[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}" if str(error) else repr(error)
     for _ in range(options.repetitions):
         for name in times:
@@ -233,6 +297,8 @@ def synchronize(problem) -> None:
 
 def scratch_of(name: str, options) -> float:
     """Peak memory in MB beyond inputs and returned gradients, measured in a process of its own."""
+    if options.device.startswith("cuda"):
+        return scratch_here(argparse.Namespace(**{**vars(options), "memory_of": name}))
     command = [sys.executable, __file__, "--shape", *map(str, options.shape), "--device", options.device]
     done = subprocess.run([*command, "--dtype", options.dtype, "--memory-of", name], capture_output=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
@@ -241,7 +307,7 @@ def scratch_of(name: str, options) -> float:
 def scratch_here(options) -> float:
     problem, contender = Problem(options.shape, options.device, DTYPES[options.dtype]), CONTENDERS[options.memory_of]
     # Libraries load code and start their threads on a first call, which is not scratch memory.
-    contender(Problem((8, options.shape[1], 16), options.device, DTYPES[options.dtype]))
+    contender(problem if problem.hidden.is_cuda else Problem((8, options.shape[1], 16), "cpu", DTYPES[options.dtype]))
     gc.collect()
     peak, out = (cuda_peak if problem.hidden.is_cuda else resident_peak)(lambda: contender(problem))
     returned = [x for x in out if isinstance(x, torch.Tensor)]
@@ -297,7 +363,7 @@ def row_of(name, times, scratch, options) -> dict:
         "repetitions": options.repetitions,
         "device": device_name(options.device),
         "threads": torch.get_num_threads(),
-        "versions": " ".join(f"{name}-{version(name)}" for name in ("torch", "trl", "liger-kernel", "verl")),
+        "versions": " ".join(f"{name}-{version(name)}" for name in PACKAGES),
         "commit": commit(),
         "date": datetime.date.today().isoformat(),
     }

@@ -12,7 +12,7 @@ from torch.autograd import gradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from equipoise import linear_token_statistics, token_statistics
-from equipoise.statistics import carried, linear, torch_rows, triton_rows
+from equipoise.statistics import carried, torch_rows, triton_rows, walk
 from equipoise.statistics.moments import Moments, absent_part, merged, moments_of
 
 NAMES = ("hidden", "weight", "bias")
@@ -24,7 +24,7 @@ ROWS, WIDTH, VOCABULARY = 24, 8, 150
 @pytest.fixture(params=[16, 37, 2048], autouse=True)
 def tile(request, monkeypatch):
     """Tile widths that divide the vocabulary and do not; the last is wider, so that one tile is all there is."""
-    monkeypatch.setattr(linear, "TILE", request.param)
+    monkeypatch.setattr(walk, "TILE", request.param)
     monkeypatch.setattr(torch_rows, "BLOCK", 5 * request.param)  # several blocks of rows, the last one shorter
     return request.param
 
@@ -123,9 +123,9 @@ def test_gradcheck_of_hidden_states_before_a_frozen_head(head):
 def walks(monkeypatch, *, entropy=False, trained=("hidden",), recorded=True, **head):
     """How often the logits of the whole vocabulary were formed, and whether a sum for the gradient was carried."""
     formed, sums = [], []
-    form, nothing = linear.HeadWalk._form, carried.Carried.nothing
-    monkeypatch.setattr(linear.HeadWalk, "_form", lambda self, tile: (formed.append(tile.stop), form(self, tile)))
-    monkeypatch.setattr(carried.Carried, "nothing", lambda hidden: (sums.append(1), nothing(hidden))[1])
+    form, nothing = walk.HeadWalk._form, carried.Carried.nothing
+    monkeypatch.setattr(walk.HeadWalk, "_form", lambda self, tile: (formed.append(tile.stop), form(self, tile)))
+    monkeypatch.setattr(carried.Carried, "nothing", lambda made: (sums.append(1), nothing(made))[1])
     values, targets, upstream = problem()
     if not recorded:
         with torch.no_grad():
@@ -245,10 +245,10 @@ def test_never_forms_all_logits(frozen, tile):
 
 @pytest.mark.parametrize("rows", [1, 100, 5000, 100_000])
 def test_scratch_memory_is_bounded(rows, monkeypatch):
-    monkeypatch.setattr(linear, "TILE", 2048)
-    width = linear._tile_width(rows, 151_936, torch.device("cpu"))
-    assert rows * width <= max(linear.TILE_ELEMENTS, 256 * rows)
-    assert linear._tile_width(rows, 7, torch.device("cpu")) == 7
+    monkeypatch.setattr(walk, "TILE", 2048)
+    width = walk.tile_width(rows, 151_936, torch.device("cpu"))
+    assert rows * width <= max(walk.TILE_ELEMENTS, 256 * rows)
+    assert walk.tile_width(rows, 7, torch.device("cpu")) == 7
 
 
 logit = st.one_of(st.floats(-40, 40, width=32), st.integers(-2, 2).map(float), st.just(-math.inf))

@@ -15,7 +15,7 @@ from core_reference import (
 from torch.autograd import gradcheck
 
 from equipoise import linear_token_statistics, token_statistics
-from equipoise.statistics import linear
+from equipoise.statistics import walk
 
 FIELDS = ("logprob", "entropy", "tendency", "correction")
 HEADS = [
@@ -48,7 +48,7 @@ def textbook(hidden, weight, targets, bias=None, temperature=1.0, softcap=None):
 
 @pytest.fixture(params=[1, 4, 5, 11, 2048])
 def tile(request, monkeypatch):
-    monkeypatch.setattr(linear, "TILE", request.param)
+    monkeypatch.setattr(walk, "TILE", request.param)
     return request.param
 
 
@@ -100,7 +100,7 @@ def test_dense_and_linear_agree_to_the_last_digits_on_the_same_logits():
 @pytest.mark.parametrize("tile_size", [1, 16, 50])
 @pytest.mark.parametrize("p_top", [0.5, 0.99, 0.999997, 1 - 1e-7, 1 - 1e-9])
 def test_float32_signs_of_the_tendency_are_right_near_certainty(p_top, tile_size, monkeypatch):
-    monkeypatch.setattr(linear, "TILE", tile_size)
+    monkeypatch.setattr(walk, "TILE", tile_size)
     row = near_certain_logits(p_top, vocabulary=50, seed=7)
     order = torch.randperm(50, generator=torch.Generator().manual_seed(8))
     row = row[order]
@@ -153,7 +153,7 @@ def test_float32_gradient_error_at_most_twice_that_of_plain_torch(head):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_gradients_are_the_exact_ones_rounded_once(dtype, monkeypatch):
-    monkeypatch.setattr(linear, "TILE", 16)
+    monkeypatch.setattr(walk, "TILE", 16)
     hidden, weight, bias, targets = problem(24, width=8, vocabulary=50, dtype=dtype)
     upstream = torch.randn(2, 24, generator=torch.Generator().manual_seed(2))
     actual = gradients_of(linear_token_statistics, hidden, weight, bias, targets, upstream)
@@ -167,7 +167,7 @@ def test_half_precision_gradients_are_the_exact_ones_rounded_once(dtype, monkeyp
 @pytest.mark.parametrize("outputs", [("logprob",), ("entropy",), ("logprob", "entropy")])
 @pytest.mark.parametrize("head", HEADS)
 def test_gradcheck(head, outputs, tile_size, monkeypatch):
-    monkeypatch.setattr(linear, "TILE", tile_size)
+    monkeypatch.setattr(walk, "TILE", tile_size)
     hidden, weight, bias, targets = problem(2, 2, width=3, vocabulary=7)
     leaves = [x.requires_grad_() for x in ((hidden, weight, bias) if head.get("bias") else (hidden, weight))]
 

@@ -11,7 +11,7 @@ import torch
 from core_reference import exact_statistics, largest_error, near_certain_logits, textbook_statistics
 
 from equipoise import linear_token_statistics
-from equipoise.statistics import linear, torch_rows, triton_rows
+from equipoise.statistics import torch_rows, triton_rows, walk
 from equipoise.statistics.moments import Moments, absent_part, merged, moments_of, row_statistics
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -313,6 +313,77 @@ def test_memory_beyond_the_row_is_neither_read_nor_written():
     assert view._base[:, 24:].isnan().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [triton_rows, torch_rows], ids=["triton", "torch"])
+@pytest.mark.parametrize("head", HEADS, ids=HEAD_IDS)
+def test_weights_are_those_of_the_merged_maximum_and_leave_a_new_one_out(head, rows, dtype):
+    raw = logits_like(6, 61)
+    raw[1, [5, 17, 20, 40]] = 12.0  # ties within a block, over blocks and over tiles
+    raw[2, :20] = -math.inf
+    raw[3, 40:] = -math.inf
+    moments, target_logit = nothing(6)
+    running, start = torch.full((6,), -math.inf, device=DEVICE).double(), 0
+    for tile in raw.split([20, 1, 33, 7], dim=1):
+        tile, width = poisoned(tile), tile.shape[1]
+        memory = torch.full((6, width + 3), math.nan, dtype=dtype, device=DEVICE)
+        column = torch.full((6,), -1, device=DEVICE)
+        targets = torch.zeros(6, dtype=torch.long, device=DEVICE) - start
+        rows.fold_tile(tile, moments, targets, target_logit, weights=memory[:, :width], maximum_column=column, **head)
+        exact = tempered(tile.double(), **head)
+        own, at = exact.max(1)
+        grown = own > running
+        running = torch.maximum(own, running)
+        assert ((column >= 0) == grown).all()
+        assert (exact.gather(1, column.clamp(min=0)[:, None])[:, 0] == own)[grown].all()
+        assert rows is not triton_rows or (column == torch.where(grown, at, -1)).all()  # the first of several
+        expected = (exact - running[:, None].masked_fill(running.isneginf()[:, None], 0)).exp()
+        expected[grown] = expected[grown].scatter(1, column[grown, None], 0.0)
+        # An exponent of 40 is itself rounded by 4e-6.
+        rounding = 1e-5 if dtype == torch.float32 else torch.finfo(dtype).eps
+        torch.testing.assert_close(memory[:, :width].double(), expected, rtol=rounding, atol=1e-35)
+        assert memory[:, width:].isnan().all()
+        start += width
+    assert_moments_equal(moments, moments_of(tempered(raw.double(), **head)))
+
+
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_weights_of_an_undefined_row_are_undefined_and_no_others(softcap):
+    raw = logits_like(3, 40)
+    raw[0, 18] = math.nan
+    moments, target_logit = nothing(3)
+    weights, column = torch.empty_like(raw), torch.full((3,), -1, device=DEVICE)
+    targets = torch.zeros(3, dtype=torch.long, device=DEVICE)
+    settings = {"weights": weights, "maximum_column": column, "temperature": 1.0, "softcap": softcap}
+    triton_rows.fold_tile(raw, moments, targets, target_logit, **settings)
+    assert weights[0].isnan().all()
+    assert weights[1:].isfinite().all()
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_sum_moves_to_the_frame_of_a_new_maximum(transposed):
+    generator = torch.Generator().manual_seed(3)
+    weight = torch.randn(9, 37, generator=generator).to(DEVICE)
+    weight = weight.t().contiguous().t() if transposed else weight
+    sums = poisoned(torch.randn(4, 37, generator=generator).to(DEVICE))
+    sums[2] = 0  # before the first maximum there is nothing
+    before = torch.tensor([0.5, 1.0, -math.inf, 2.0], device=DEVICE)
+    after = torch.tensor([1.5, 1.0, 3.0, 2.25], device=DEVICE)
+    entry = torch.tensor([3, 4, 0, 8], device=DEVICE)
+    new_entry = torch.tensor([7, -1, 1, 6], device=DEVICE)
+    expected = sums.double()
+    for row in (0, 2, 3):
+        expected[row] = (expected[row] + weight[entry[row]].double()) * (before[row] - after[row]).double().exp()
+    outcomes = []
+    for rows in (triton_rows, torch_rows):
+        moved, entries = poisoned(sums.clone()), entry.clone()
+        rows.move_maximum_(moved, weight, entries, new_entry, before, after)
+        torch.testing.assert_close(moved.double(), expected, rtol=1e-6, atol=1e-7)
+        assert entries.tolist() == [7, 4, 1, 6]
+        outcomes.append(moved)
+    assert outcomes[0]._base[:, :5].isnan().all()
+    assert outcomes[0]._base[:, 42:].isnan().all()
+
+
 @pytest.mark.parametrize("shape", [(0, 5), (3, 0)])
 def test_an_empty_tile_changes_nothing(shape):
     moments, target_logit = nothing(shape[0])
@@ -322,15 +393,16 @@ def test_an_empty_tile_changes_nothing(shape):
     triton_rows.gradient_tile_(raw, *moments[:3], targets, moments.t0, None, **HEADS[0])
 
 
+@pytest.mark.parametrize("trained", ["all", "hidden"])
 @pytest.mark.parametrize("outputs", [("logprob",), ("entropy",), ("logprob", "entropy")], ids="+".join)
 @pytest.mark.parametrize(
     "head",
     [{}, {"bias": True, "softcap": 2.5, "temperature": 0.7}, {"masked": True}, {"dtype": torch.bfloat16}],
     ids=["plain", "all", "masked", "bfloat16"],
 )
-def test_linear_statistics_are_those_of_the_torch_backend(head, outputs, monkeypatch):
-    monkeypatch.setattr(linear, "TILE", 24)
-    monkeypatch.setattr(linear, "CUDA_TILE", 24)
+def test_linear_statistics_are_those_of_the_torch_backend(head, outputs, trained, monkeypatch):
+    monkeypatch.setattr(walk, "TILE", 24)
+    monkeypatch.setattr(walk, "CUDA_TILES", (24, 24))
     generator = torch.Generator().manual_seed(0)
     tensors = [torch.randn(*shape, generator=generator) for shape in ((6, 5), (61, 5), (61,))]
     tensors[2][30:55] += -math.inf if head.get("masked") else 0  # a whole tile and parts of its neighbours
@@ -338,7 +410,9 @@ def test_linear_statistics_are_those_of_the_torch_backend(head, outputs, monkeyp
     settings = {key: head[key] for key in ("softcap", "temperature") if key in head}
     results = []
     for backend in ("triton", "torch"):
-        leaves = [x.to(DEVICE, head.get("dtype"), copy=True).requires_grad_() for x in tensors]
+        leaves = [x.to(DEVICE, head.get("dtype"), copy=True) for x in tensors]
+        for leaf in leaves if trained == "all" else leaves[:1]:
+            leaf.requires_grad_()
         bias = leaves[2] if head.get("bias") or head.get("masked") else None
         out = linear_token_statistics(*leaves[:2], targets, bias=bias, backend=backend, **settings)
         sum(getattr(out, name).square().sum() for name in outputs).backward()
@@ -355,18 +429,24 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from equipoise.statistics import triton_kernels, triton_rows
 
-FLOATS, CONSTANTS = "temperature softcap", "capped heated block of_logprob of_entropy"
-INTEGERS = "row_stride out_stride width"
-for kernel, half in ((triton_kernels.fold, 0), (triton_kernels.gradient, 0), (triton_kernels.gradient, 1)):
-    for capped in (True, False):
-        kinds = {name: "*fp32" for name in kernel.arg_names}
-        kinds |= {name: kind for names, kind in ((FLOATS, "fp32"), (INTEGERS, "i32"), (CONSTANTS, "constexpr"),
-            ("target_of", "*i64"), ("out", "*bf16" if half else "*fp32")) for name in names.split() if name in kinds}
-        constants = {name: True for name, kind in kinds.items() if kind == "constexpr"}
-        constants |= {"block": triton_rows.BLOCK, "capped": capped, "heated": capped}
-        source = ASTSource(fn=kernel, signature=kinds, constexprs=constants)
-        compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=triton_rows.LAUNCH)
-        assert "atom." not in compiled.asm["ptx"] and len(compiled.asm["cubin"]) > 0
+CONSTANTS = "capped heated block of_logprob of_entropy weighs"
+KINDS = {name: kind for names, kind in (
+    ("temperature softcap", "fp32"),
+    ("row_stride out_stride width sums_stride weights_stride weight_row_stride weight_column_stride", "i32"),
+    ("target_of entry_of new_entry_of maximum_column_of", "*i64"),
+    (CONSTANTS, "constexpr"),
+) for name in names.split()}
+for kernel in (triton_kernels.fold, triton_kernels.gradient, triton_kernels.move_maximum):
+    for written in ("*fp32", "*bf16"):
+        for flag in (True, False):
+            kinds = {name: KINDS.get(name, "*fp32") for name in kernel.arg_names}
+            kinds |= {name: written for name in ("out", "weights", "weight") if name in kinds}
+            constants = {name: True for name, kind in kinds.items() if kind == "constexpr"}
+            constants |= {"block": triton_rows.BLOCK, "weighs": flag, "capped": flag, "heated": flag}
+            constants = {name: value for name, value in constants.items() if name in kinds}
+            source = ASTSource(fn=kernel, signature=kinds, constexprs=constants)
+            compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=triton_rows.LAUNCH)
+            assert "atom." not in compiled.asm["ptx"] and len(compiled.asm["cubin"]) > 0
 """
 
 
@@ -394,6 +474,7 @@ def test_refuses_what_the_kernels_would_misread():
     refused("must be separate tensors", fold, raw, shared, targets, target_logit)
     refused("got None for both", gradient, raw, *moments[:3], targets, None, None)
     wide = torch.empty(2, 6, device=DEVICE)
+    refused("go together", fold, raw, moments, targets, target_logit, weights=raw)
     refused(
         r"out must be shaped like logits \(2, 5\)", gradient, raw, *moments[:3], targets, target_logit, None, out=wide
     )

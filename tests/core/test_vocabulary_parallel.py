@@ -10,7 +10,7 @@ import torch.multiprocessing as mp
 from core_reference import head_logits, largest_error, textbook_statistics
 
 from equipoise import vocabulary_parallel_token_statistics
-from equipoise.statistics import vocabulary_parallel
+from equipoise.statistics import walk
 
 VOCABULARY, WIDTH, SHAPE = 23, 5, (3, 4)
 SHARDS = {2: (9, 14), 3: (1, 15, 7)}
@@ -130,7 +130,7 @@ def work(rank, world, folder):
     """What every process does: all cases one after the other, since starting processes is what takes time."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
-    vocabulary_parallel.TILE = 4  # several tiles in each shard
+    walk.TILE = 4  # several tiles in each shard
     results = {name: of_this_rank(case, SHARDS[world]) for name, case in CASES.items()}
     first_and_last = dist.new_group([0, world - 1])
     if rank in (0, world - 1):

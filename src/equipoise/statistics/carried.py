@@ -5,14 +5,14 @@ the same reason: with L = sum_{k != argmax} e^(z_k - max) W_k it is (W_argmax + 
 difference becomes (T0 W_argmax - L) / S0, which keeps its digits on a near-certain token.
 """
 
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from equipoise.statistics.moments import Moments
-from equipoise.statistics.torch_rows import fold_tile_weights
-from equipoise.statistics.walk import Tile
+from equipoise.statistics.walk import HeadWalk, Tile
 
 
 class Carried(NamedTuple):
@@ -22,29 +22,30 @@ class Carried(NamedTuple):
     argmax: Tensor
 
     @classmethod
-    def nothing(cls, hidden: Tensor) -> "Carried":
+    def nothing(cls, walk: HeadWalk) -> "Carried":
         """Before the first tile."""
-        return cls(torch.zeros_like(hidden), torch.zeros(len(hidden), dtype=torch.long, device=hidden.device))
+        losers = torch.zeros_like(walk.hidden, dtype=walk.dtype)
+        return cls(losers, torch.zeros(len(losers), dtype=torch.long, device=losers.device))
 
-    def fold_(self, tile: Tile, weight: Tensor, moments: Moments, column: Tensor, target_logit: Tensor) -> None:
-        """`torch_rows.fold_tile` of a tile of tempered logits, which it overwrites, and of its part of the sum."""
-        before, new_maximum = moments.maximum.clone(), torch.full_like(self.argmax, -1)
-        fold_tile_weights(
-            tile.logits,
-            moments,
-            column,
-            target_logit,
-            temperature=1.0,
-            softcap=None,
-            weights=tile.logits,
-            maximum_column=new_maximum,
+    def fold_(
+        self,
+        walk: HeadWalk,
+        rows: ModuleType,
+        tile: Tile,
+        moments: Moments,
+        column: Tensor,
+        target_logit: Tensor,
+        **head: float | None,
+    ) -> None:
+        """`fold_tile` of the module `rows`, and the tile's part of the sum; overwrites the tile's logits."""
+        before, maximum_column = moments.maximum.clone(), torch.full_like(self.argmax, -1)
+        weights = walk.operand_tile(tile)
+        rows.fold_tile(
+            tile.logits, moments, column, target_logit, weights=weights, maximum_column=maximum_column, **head
         )
-        grown = (new_maximum >= 0).nonzero()[:, 0]
-        scale = (before[grown] - moments.maximum[grown]).exp()  # 0 at first, when the maximum was -inf
-        former = weight[self.argmax[grown]].to(self.losers.dtype)
-        self.losers[grown] = former.add_(self.losers[grown]).mul_(scale[:, None])
-        self.argmax[grown] = new_maximum[grown] + tile.start
-        self.losers.addmm_(tile.logits, tile.weight)
+        new_argmax = torch.where(maximum_column >= 0, maximum_column + tile.start, -1)
+        rows.move_maximum_(self.losers, walk.weight, self.argmax, new_argmax, before, moments.maximum)
+        walk.add_hidden_product_(self.losers, weights, tile)
 
     def hidden_gradient(self, weight: Tensor, targets: Tensor, t0: Tensor, logprob_gradient: Tensor) -> Tensor:
         """Gradient in the hidden states, in the type of the sums; `logprob_gradient` comes divided by temperature."""

@@ -25,6 +25,8 @@ def fold_tile(
     *,
     temperature: float,
     softcap: float | None,
+    weights: Float[Tensor, "rows tile"] | None = None,
+    maximum_column: Int[Tensor, " rows"] | None = None,
 ) -> None:
     """Merge one tile into `moments` and pick the target's tempered logit, both in place.
 
@@ -37,32 +39,9 @@ def fold_tile(
         target_logit: overwritten where the target is in the tile.
         temperature: > 0.
         softcap: > 0 or None.
-    """
-    fold_tile_weights(logits, moments, targets, target_logit, temperature=temperature, softcap=softcap)
-
-
-def fold_tile_weights(
-    logits: Float[Tensor, "rows tile"],
-    moments: Moments,
-    targets: Int[Tensor, " rows"],
-    target_logit: Float[Tensor, " rows"],
-    *,
-    temperature: float,
-    softcap: float | None,
-    weights: Float[Tensor, "rows tile"] | None = None,
-    maximum_column: Int[Tensor, " rows"] | None = None,
-) -> None:
-    """`fold_tile` that also hands out e^(z - maximum), and where a new maximum is.
-
-    Args:
-        logits: see `fold_tile`.
-        moments: see `fold_tile`.
-        targets: see `fold_tile`.
-        target_logit: see `fold_tile`.
-        temperature: see `fold_tile`.
-        softcap: see `fold_tile`.
-        weights: overwritten with e^(z - maximum), 0 at a new maximum itself; may be `logits`. None: not wanted.
-        maximum_column: overwritten in the rows whose maximum is in this tile.
+        weights: overwritten with e^(z - maximum), 0 at a new maximum itself, in any floating type; may be `logits`.
+            None: not wanted.
+        maximum_column: overwritten in the rows whose maximum is new and in this tile; given with `weights`.
     """
     inside, column = _inside(targets, logits.shape[1])
     picked = _tempered(logits.gather(1, column[:, None])[:, 0], temperature, softcap)
@@ -70,11 +49,12 @@ def fold_tile_weights(
     own = Moments(*(torch.empty_like(x) for x in moments))
     grown = torch.empty_like(moments.maximum, dtype=torch.bool)
     shifted, spare = (_scratch(logits) for _ in range(2))
+    in_place = weights is not None and weights.dtype == logits.dtype
     floor = _exp_floor(logits.dtype)
     for rows in _blocks(logits):
         num_rows = rows.stop - rows.start
         z = _tempered_into(shifted[:num_rows], logits[rows], temperature, softcap)
-        weight = spare[:num_rows] if weights is None else weights[rows]
+        weight = weights[rows] if in_place else spare[:num_rows]
         maximum, t0, s1, u0, q1 = (x[rows] for x in own)
         torch.amax(z, 1, out=maximum)
         torch.gt(maximum, moments.maximum[rows], out=grown[rows])
@@ -93,7 +73,34 @@ def fold_tile_weights(
         torch.sum(z.mul_(weight), 1, out=s1)
         torch.sum(z.mul_(weight), 1, out=q1)
         torch.sum(torch.mul(weight, weight, out=z), 1, out=u0)
+        if weights is not None and not in_place:
+            weights[rows] = weight
     _merge_(moments, own, grown)
+
+
+def move_maximum_(
+    sums: Float[Tensor, "rows width"],
+    weight: Float[Tensor, "vocabulary width"],
+    entry: Int[Tensor, " rows"],
+    new_entry: Int[Tensor, " rows"],
+    maximum_before: Float[Tensor, " rows"],
+    maximum: Float[Tensor, " rows"],
+) -> None:
+    """Bring sums that leave the maximum out into the frame of a new maximum, in place: `carried.Carried`.
+
+    Args:
+        sums: sum of e^(z_k - max) weight_k over all k but the maximum; rows whose maximum stays are left alone.
+        weight: the LM head.
+        entry: the maximum's entry of the vocabulary; `new_entry` takes its place.
+        new_entry: the new maximum's; -1 where the maximum stays.
+        maximum_before: -inf where there was none.
+        maximum: in whose frame the sums are to be.
+    """
+    grown = (new_entry >= 0).nonzero()[:, 0]
+    scale = (maximum_before[grown] - maximum[grown]).exp()  # 0 at first, when the maximum was -inf
+    former = weight[entry[grown]].to(sums.dtype)
+    sums[grown] = former.add_(sums[grown]).mul_(scale[:, None])
+    entry[grown] = new_entry[grown]
 
 
 def _merge_(moments: Moments, own: Moments, grown: Tensor) -> None:
@@ -122,6 +129,7 @@ def gradient_tile_(
     *,
     temperature: float,
     softcap: float | None,
+    out: Float[Tensor, "rows tile"] | None = None,
 ) -> None:
     """Overwrite raw logits with g (1[k = a] - p_k) - g_H p_k (log p_k + H), times dz/dlogit of temperature and softcap.
 
@@ -135,6 +143,7 @@ def gradient_tile_(
         entropy_gradient: g_H, or None for 0.
         temperature: > 0.
         softcap: > 0 or None.
+        out: where to write the result as well, in any floating type; None for `logits` alone.
     """
     here = ((targets >= 0) & (targets < logits.shape[1])).nonzero()[:, 0]
     raw_of_target = logits[here, targets[here]]
@@ -168,6 +177,8 @@ def gradient_tile_(
         if softcap is not None:
             of_target *= _slope_into(raw_of_target, raw_of_target, softcap)
         logits[here, targets[here]] = of_target
+    if out is not None and out is not logits:
+        out.copy_(logits)
 
 
 def _tempered(raw: Tensor, temperature: float, softcap: float | None) -> Tensor:

@@ -137,16 +137,24 @@ def fold(
     q1_of,
     target_of,
     target_logit_of,
+    weights,
+    weights_stride,
+    maximum_column_of,
     temperature,
     softcap,
     capped: tl.constexpr,
     heated: tl.constexpr,
+    weighs: tl.constexpr,
     block: tl.constexpr,
 ):
-    """Merge a row of the tile into the moments of that row, and take the target's logit where it is in the tile."""
+    """Merge a row of the tile into the moments of that row, and take the target's logit where it is in the tile.
+
+    `weighs`: then also write e^(z - maximum) of the merged maximum, 0 at a new one itself, and where a new one is.
+    """
     row = tl.program_id(0).to(tl.int64)
-    maximum, t0, s1 = tl.load(maximum_of + row), tl.load(t0_of + row), tl.load(s1_of + row)
+    before, t0, s1 = tl.load(maximum_of + row), tl.load(t0_of + row), tl.load(s1_of + row)
     u0, q1 = tl.load(u0_of + row), tl.load(q1_of + row)
+    maximum = before
     target = tl.load(target_of + row)
     in_tile = (target >= 0) & (target < width)
     raw_of_target = tl.load(logits + row * row_stride + target, mask=in_tile, other=0.0)
@@ -167,6 +175,59 @@ def fold(
     tl.store(u0_of + row, u0)
     tl.store(q1_of + row, q1)
     tl.store(target_logit_of + row, target_logit, mask=in_tile)
+    if weighs:
+        grown = maximum > before
+        # A row that is -inf so far has no maximum to subtract: -inf - -inf would be NaN where 0 is meant.
+        reference = tl.where(tl.abs(maximum) == float("inf"), 0.0, maximum)
+        new_maximum = tl.where(grown, maximum, float("nan"))  # equals nothing where the maximum has stayed
+        maximum_column = tl.zeros((), tl.int32) + width  # a tensor, also where a width of 1 is a constant
+        for start in range(0, width, block):
+            column = start + tl.arange(0, block)
+            inside = column < width
+            raw = tl.load(logits + row * row_stride + column, mask=inside, other=-float("inf"))
+            tempered, _slope = _tempered(raw, temperature, softcap, capped, heated)
+            weight = _exp(_floored(tempered - reference))
+            # Of several entries at the maximum the first one is left out, in this block or an earlier one.
+            first = tl.min(tl.where(inside & (tempered == new_maximum), column, width), axis=0)
+            first = tl.where(maximum_column == width, first, width)
+            maximum_column = tl.minimum(maximum_column, first)
+            weight = tl.where(column == first, 0.0, weight)
+            tl.store(weights + row * weights_stride + column, weight.to(weights.dtype.element_ty), mask=inside)
+        tl.store(maximum_column_of + row, maximum_column.to(tl.int64), mask=grown)
+
+
+@triton.jit
+@no_type_check
+def move_maximum(
+    sums,
+    sums_stride,
+    weight,
+    weight_row_stride,
+    weight_column_stride,
+    width,
+    entry_of,
+    new_entry_of,
+    maximum_before_of,
+    maximum_of,
+    block: tl.constexpr,
+):
+    """Where a row has a new maximum: its sum of e^(z - max) weight, without the maximum, in the frame of the new one.
+
+    The old maximum's row of the LM head joins the sum, and the new entry takes the place of the old.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    new_entry = tl.load(new_entry_of + row)
+    if new_entry >= 0:
+        former_row = weight + tl.load(entry_of + row) * weight_row_stride
+        # 0 for the first maximum, before which there was -inf.
+        scale = _exp(_floored(tl.load(maximum_before_of + row) - tl.load(maximum_of + row)))
+        for start in range(0, width, block):
+            column = start + tl.arange(0, block)
+            inside = column < width
+            sum_ = tl.load(sums + row * sums_stride + column, mask=inside, other=0.0)
+            former = tl.load(former_row + column * weight_column_stride, mask=inside, other=0.0).to(tl.float32)
+            tl.store(sums + row * sums_stride + column, (sum_ + former) * scale, mask=inside)
+        tl.store(entry_of + row, new_entry)
 
 
 @triton.jit

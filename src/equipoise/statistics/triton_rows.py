@@ -36,6 +36,8 @@ def fold_tile(
     *,
     temperature: float,
     softcap: float | None,
+    weights: Float[Tensor, "rows width"] | None = None,
+    maximum_column: Int[Tensor, " rows"] | None = None,
 ) -> None:
     """Merge the tempered, capped logits of a tile into `moments`, and fetch the targets' logits, both in place.
 
@@ -46,6 +48,9 @@ def fold_tile(
         target_logit: float32; the tempered, capped logit of the target, written only where it is in this tile.
         temperature: > 0.
         softcap: > 0 or None.
+        weights: overwritten with e^(z - maximum), 0 at a new maximum itself, in any floating type; may be `logits`.
+            None: not wanted.
+        maximum_column: int64, overwritten in the rows whose maximum is new and in this tile; given with `weights`.
 
     Raises:
         ValueError: a type or layout the kernel cannot work with.
@@ -54,6 +59,10 @@ def fold_tile(
 
     _check_tile(logits)
     _check_vectors(logits, **moments._asdict(), target_logit=target_logit)
+    if weights is not None:
+        _check_like(logits, weights=weights)
+    if (weights is None) != (maximum_column is None):
+        raise ValueError("weights and maximum_column go together, got one of them")
     if 0 in logits.shape:
         return
     with torch.cuda.device_of(logits):
@@ -64,11 +73,56 @@ def fold_tile(
             *moments,
             targets.contiguous(),
             target_logit,
+            # Any pointers will do for what is not wanted: the kernel is compiled without it.
+            logits if weights is None else weights,
+            logits.stride(0) if weights is None else weights.stride(0),
+            targets if maximum_column is None else maximum_column,
             temperature,
             softcap or 1.0,
             capped=softcap is not None,
             heated=temperature != 1,
-            block=_block(logits),
+            weighs=weights is not None,
+            block=_block(logits.shape[1]),
+            **LAUNCH,
+        )
+
+
+def move_maximum_(
+    sums: Float[Tensor, "rows width"],
+    weight: Float[Tensor, "vocabulary width"],
+    entry: Int[Tensor, " rows"],
+    new_entry: Int[Tensor, " rows"],
+    maximum_before: Float[Tensor, " rows"],
+    maximum: Float[Tensor, " rows"],
+) -> None:
+    """Bring sums that leave the maximum out into the frame of a new maximum, in place: `carried.Carried`.
+
+    Args:
+        sums: float32, sum of e^(z_k - max) weight_k over all k but the maximum; rows of other tokens are left alone.
+        weight: the LM head.
+        entry: int64, the maximum's entry of the vocabulary; `new_entry` takes its place.
+        new_entry: int64, the new maximum's; -1 where the maximum stays.
+        maximum_before: float32, -inf where there was none.
+        maximum: float32.
+    """
+    from equipoise.statistics import triton_kernels
+
+    _check_tile(sums)
+    _check_vectors(sums, maximum_before=maximum_before, maximum=maximum)
+    if 0 in sums.shape:
+        return
+    with torch.cuda.device_of(sums):
+        triton_kernels.move_maximum[(sums.shape[0],)](
+            sums,
+            sums.stride(0),
+            weight,
+            *weight.stride(),
+            sums.shape[1],
+            entry,
+            new_entry,
+            maximum_before,
+            maximum,
+            block=_block(sums.shape[1]),
             **LAUNCH,
         )
 
@@ -110,11 +164,7 @@ def gradient_tile_(
     _check_tile(logits)
     _check_vectors(logits, moments_maximum=moments_maximum, log_s0=log_s0, entropy=entropy)
     out = logits if out is None else out
-    if out.shape != logits.shape or out.stride(1) != 1:
-        raise ValueError(
-            f"out must be shaped like logits {tuple(logits.shape)} with adjacent entries in a row, "
-            f"got {tuple(out.shape)} with strides {out.stride()}"
-        )
+    _check_like(logits, out=out)
     if 0 in logits.shape:
         return
     with torch.cuda.device_of(logits):
@@ -137,14 +187,24 @@ def gradient_tile_(
             heated=temperature != 1,
             of_logprob=logprob_gradient is not None,
             of_entropy=entropy_gradient is not None,
-            block=_block(logits),
+            block=_block(logits.shape[1]),
             **LAUNCH,
         )
 
 
-def _block(logits: Tensor) -> int:
+def _block(width: int) -> int:
     """The smallest power of two that holds a row, up to BLOCK."""
-    return min(BLOCK, 1 << (logits.shape[1] - 1).bit_length())
+    return min(BLOCK, 1 << (width - 1).bit_length())
+
+
+def _check_like(logits: Tensor, **tiles: Tensor) -> None:
+    """Refuse a tile to be written that is not shaped like the one that is read."""
+    for name, tile in tiles.items():
+        if tile.shape != logits.shape or (tile.shape[1] > 1 and tile.stride(1) != 1):
+            raise ValueError(
+                f"{name} must be shaped like logits {tuple(logits.shape)} with adjacent entries in a row, "
+                f"got {tuple(tile.shape)} with strides {tile.stride()}"
+            )
 
 
 def _check_tile(logits: Tensor) -> None:

@@ -13,14 +13,10 @@ from torch.autograd.function import once_differentiable
 
 from equipoise.statistics import torch_rows, triton_rows
 from equipoise.statistics.checks import accumulation_dtype, check_head, check_rows, check_targets, check_temperature
+from equipoise.statistics.gradients import RowState, Wanted, walk_back
 from equipoise.statistics.moments import Moments, absent_part, merged, row_statistics
 from equipoise.statistics.walk import HeadWalk
 from equipoise.types import TokenStatistics
-
-TILE = 2048
-"""Vocabulary entries per tile on a CPU, as narrow as the cache wants them."""
-
-CUDA_TILE = 8192
 
 
 def vocabulary_parallel_token_statistics(
@@ -101,12 +97,6 @@ def _row_operations(hidden: Tensor):
     return triton_rows if on_cuda and triton_rows.available() else torch_rows
 
 
-def _walk(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> HeadWalk:
-    """The tiles of the shard; temperature and softcap are left to the row operations."""
-    width = max(1, min(CUDA_TILE if hidden.is_cuda else TILE, len(weight)))
-    return HeadWalk(hidden, weight, bias, width, scale=1.0)
-
-
 def _gathered(values: Tensor, group) -> Tensor:
     """[ranks, size] from [size] on each rank."""
     everyone = values.new_empty(dist.get_world_size(group) * values.numel())
@@ -144,7 +134,7 @@ def _covered(spans: list[list[int]]) -> int:
 class _VocabularyParallel(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, bias, targets, shard):
-        rows, walk = _row_operations(hidden), _walk(hidden, weight, bias)
+        rows, walk = _row_operations(hidden), HeadWalk(hidden, weight, bias)
         # Five tensors of their own: the row operations write in place.
         moments = Moments(*(x.clone() for x in absent_part(targets.shape, walk.dtype, hidden.device)))
         target_logit = torch.zeros_like(moments.maximum)
@@ -166,31 +156,13 @@ class _VocabularyParallel(torch.autograd.Function):
         if logprob_gradient is None and entropy_gradient is None:
             return (None,) * 5
         hidden, weight, bias, targets, maximum, log_s0, entropy = ctx.saved_tensors
-        shard, rows, walk = ctx.shard, _row_operations(hidden), _walk(hidden, weight, bias)
-        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-        hidden_gradient = torch.zeros_like(hidden, dtype=walk.dtype) if wants_hidden else None
-        weight_gradient = torch.empty_like(weight) if wants_weight else None
-        bias_gradient = torch.empty_like(bias) if wants_bias else None
-        for tile in walk.tiles():
-            column = targets - (shard.start + tile.start)
-            rows.gradient_tile_(
-                tile.logits,
-                maximum,
-                log_s0,
-                entropy,
-                column,
-                logprob_gradient,
-                entropy_gradient,
-                **shard.settings(),
-            )
-            if bias_gradient is not None:
-                bias_gradient[tile.start : tile.stop] = tile.logits.sum(0)
-            gradient = tile.logits.to(walk.operand)
-            if hidden_gradient is not None:
-                walk.add_hidden_gradient_(hidden_gradient, gradient, tile)
-            if weight_gradient is not None:
-                walk.weight_gradient_into(weight_gradient[tile.start : tile.stop], gradient)
+        shard, rows = ctx.shard, _row_operations(hidden)
+        g, g_entropy = (None if x is None else x.contiguous() for x in (logprob_gradient, entropy_gradient))
+        state = RowState(targets - shard.start, maximum, log_s0, entropy, g, g_entropy)
+        wanted = Wanted(*ctx.needs_input_grad[:3])
+        found = walk_back(HeadWalk(hidden, weight, bias), rows, state, wanted, **shard.settings())
+        hidden_gradient = found.hidden
         if hidden_gradient is not None:
             dist.all_reduce(hidden_gradient, group=shard.group)  # before it is rounded to the type of `hidden`
             hidden_gradient = hidden_gradient.to(hidden.dtype)
-        return hidden_gradient, weight_gradient, bias_gradient, None, None
+        return hidden_gradient, found.weight, found.bias, None, None

@@ -1,5 +1,6 @@
 """The walk over an LM head in tiles of its vocabulary, all tokens in each: the matrix products of `linear`."""
 
+import functools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -7,6 +8,28 @@ import torch
 from torch import Tensor
 
 from equipoise.statistics.checks import accumulation_dtype
+
+TILE = 2048
+"""Vocabulary entries per tile on a CPU, at most."""
+
+TILE_ELEMENTS = 2**22
+"""Logits per tile on a CPU: with many tokens a tile takes fewer vocabulary entries, which bounds scratch memory."""
+
+CUDA_TILES = (2048, 32768)
+"""Least and most vocabulary entries per tile on a GPU: each product needs enough work to fill it."""
+
+CUDA_TILE_ELEMENTS = 2**25
+"""Logits per tile on a GPU, within those: 134 MB in float32."""
+
+
+def tile_width(num_rows: int, vocabulary: int, device: torch.device) -> int:
+    """Vocabulary entries per tile."""
+    if device.type == "cuda":
+        least, most = CUDA_TILES
+        width = min(max(CUDA_TILE_ELEMENTS // max(1, num_rows), least), most)
+    else:
+        width = min(TILE, max(256, TILE_ELEMENTS // max(1, num_rows)))
+    return max(1, min(width, vocabulary))
 
 
 class Tile(NamedTuple):
@@ -25,19 +48,12 @@ class HeadWalk:
         hidden: [tokens, width].
         weight: [vocabulary, width].
         bias: [vocabulary] or None.
-        tile_width: vocabulary entries per tile.
         scale: factor of the logits, left out where it would have to round half-precision operands.
-        workspace: flat, at least tokens * tile_width, or None for a new one.
+        workspace: flat, of tokens * tile width, or None for a new one.
     """
 
     def __init__(
-        self,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        tile_width: int,
-        scale: float,
-        workspace: Tensor | None = None,
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float = 1.0, workspace: Tensor | None = None
     ):
         self.dtype = accumulation_dtype(hidden.dtype)
         # CUDA multiplies half precision into float32; on a CPU a cast to float32 pays off tenfold.
@@ -45,13 +61,14 @@ class HeadWalk:
         self.operand = hidden.dtype if half else self.dtype
         self.scale = 1.0 if half else scale
         self.hidden = self._times_scale(hidden.to(self.operand))
-        self.weight, self.bias = weight, None if bias is None else self._times_scale(bias.to(self.dtype))
-        self.tile_width = tile_width
+        self.weight, self.raw_bias = weight, bias
+        self.bias = None if bias is None else self._times_scale(bias.to(self.dtype))
+        self.tile_width = tile_width(len(hidden), len(weight), hidden.device)
         if workspace is None:
-            workspace = torch.empty(len(hidden) * tile_width, dtype=self.dtype, device=hidden.device)
+            workspace = torch.empty(len(hidden) * self.tile_width, dtype=self.dtype, device=hidden.device)
         self.workspace = workspace
         cast = weight.dtype != self.operand
-        self.cast_weight = weight.new_empty(tile_width, weight.shape[1], dtype=self.operand) if cast else None
+        self.cast_weight = weight.new_empty(self.tile_width, weight.shape[1], dtype=self.operand) if cast else None
 
     def _times_scale(self, x: Tensor) -> Tensor:
         return x if self.scale == 1 else x * self.scale
@@ -63,16 +80,32 @@ class HeadWalk:
 
     def tiles(self, *, formed: bool = False) -> Iterator[Tile]:
         """Each tile, whose logits the next one overwrites. `formed`: the workspace holds those of the only one."""
-        num_rows = len(self.hidden)
         for start in range(0, len(self.weight), self.tile_width):
             stop = min(start + self.tile_width, len(self.weight))
             weight = self.weight[start:stop]
             if self.cast_weight is not None:
                 weight = self.cast_weight[: stop - start].copy_(weight)
-            tile = Tile(start, stop, weight, self.workspace[: num_rows * (stop - start)].view(num_rows, stop - start))
+            tile = Tile(start, stop, weight, self._view(self.workspace, stop - start))
             if not formed:
                 self._form(tile)
             yield tile
+
+    def operand_tile(self, tile: Tile) -> Tensor:
+        """Memory shaped like the logits of a tile, in the type that products take: the logits' own where it is theirs.
+
+        The next tile overwrites it.
+        """
+        if self.operand == self.dtype:
+            return tile.logits
+        return self._view(self._operand_workspace, tile.stop - tile.start)
+
+    @functools.cached_property
+    def _operand_workspace(self) -> Tensor:
+        return torch.empty_like(self.workspace, dtype=self.operand)
+
+    def _view(self, workspace: Tensor, width: int) -> Tensor:
+        num_rows = len(self.hidden)
+        return workspace[: num_rows * width].view(num_rows, width)
 
     def _form(self, tile: Tile) -> None:
         bias = None if self.bias is None else self.bias[tile.start : tile.stop]
@@ -85,13 +118,14 @@ class HeadWalk:
         else:
             torch.addmm(bias, self.hidden, tile.weight.t(), out=tile.logits)
 
-    def add_hidden_gradient_(self, out: Tensor, gradient: Tensor, tile: Tile) -> None:
-        """Add the tile's part of the gradient in the scaled hidden states, from that in its logits."""
-        if self.operand != self.dtype:
-            # Not torch.addmm: with an out_dtype, older releases want `out` in the type of the operands.
-            out.add_(torch.mm(gradient, tile.weight, out_dtype=self.dtype))
+    def add_hidden_product_(self, out: Tensor, x: Tensor, tile: Tile) -> None:
+        """Add x @ (the tile's rows of the LM head) to `out` [tokens, width] in the type of the sums."""
+        if self.operand == self.dtype:
+            out.addmm_(x, tile.weight)
+        elif _adds_half_products(out.device):
+            torch.addmm(out, x, tile.weight, out_dtype=self.dtype, out=out)
         else:
-            out.addmm_(gradient, tile.weight)
+            out.add_(torch.mm(x, tile.weight, out_dtype=self.dtype))
 
     def weight_gradient_into(self, out: Tensor, gradient: Tensor) -> None:
         """Write the gradient in the tile's rows of the LM head, from that in its logits."""
@@ -99,3 +133,14 @@ class HeadWalk:
             torch.mm(gradient.t(), self.hidden, out=out)
         else:
             out.copy_(gradient.t() @ self.hidden)
+
+
+@functools.cache
+def _adds_half_products(device: torch.device) -> bool:
+    """Whether this torch adds a half-precision product to a float32 matrix; older ones want both in one type."""
+    total, factor = torch.zeros(8, 8, device=device), torch.zeros(8, 8, device=device, dtype=torch.bfloat16)
+    try:
+        torch.addmm(total, factor, factor, out_dtype=torch.float32, out=total)
+    except RuntimeError:
+        return False
+    return True

@@ -1,0 +1,97 @@
+"""The backward walk over an LM head: gradients in hidden states, weight and bias from those in log-prob and entropy."""
+
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from equipoise.statistics.walk import HeadWalk
+
+
+class RowState(NamedTuple):
+    """What a backward pass knows of each token, [tokens] each; a gradient is None where it is 0 throughout."""
+
+    targets: Tensor
+    maximum: Tensor
+    log_s0: Tensor
+    entropy: Tensor
+    logprob_gradient: Tensor | None
+    entropy_gradient: Tensor | None
+
+    def moving(self) -> Tensor | None:
+        """Rows with an upstream gradient, None for all: prompts, padding, groups without advantage have none."""
+        moving = torch.zeros_like(self.targets, dtype=torch.bool)
+        for gradient in (self.logprob_gradient, self.entropy_gradient):
+            if gradient is not None:
+                moving |= gradient != 0
+        return None if bool(moving.all()) else moving.nonzero()[:, 0]
+
+    def at(self, index: Tensor) -> "RowState":
+        """Some of the rows."""
+        return RowState._make(None if x is None else x[index] for x in self)
+
+
+class Wanted(NamedTuple):
+    """Which gradients are."""
+
+    hidden: bool
+    weight: bool
+    bias: bool
+
+
+class HeadGradients(NamedTuple):
+    """That in the hidden states is in the type of the sums, the others in the type of what they belong to."""
+
+    hidden: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+
+
+def walk_back(
+    walk: HeadWalk,
+    rows: ModuleType,
+    state: RowState,
+    wanted: Wanted,
+    *,
+    formed: bool = False,
+    temperature: float,
+    softcap: float | None,
+) -> HeadGradients:
+    """Gradients from logits that are formed again, tile by tile.
+
+    Args:
+        walk: over the tokens of `state`.
+        rows: the module with the row operations.
+        state: targets count from the first entry of the head that is walked.
+        wanted: what is computed; None elsewhere.
+        formed: the workspace holds the logits of the only tile.
+        temperature: as the row operations have yet to apply it.
+        softcap: likewise.
+    """
+    hidden = torch.zeros_like(walk.hidden, dtype=walk.dtype) if wanted.hidden else None
+    weight = torch.empty_like(walk.weight) if wanted.weight else None
+    bias = torch.empty_like(walk.raw_bias) if wanted.bias else None
+    for tile in walk.tiles(formed=formed):
+        # The sum over tokens is formed before rounding to what the matrix products take.
+        gradient = tile.logits if bias is not None else walk.operand_tile(tile)
+        rows.gradient_tile_(
+            tile.logits,
+            state.maximum,
+            state.log_s0,
+            state.entropy,
+            state.targets - tile.start,
+            state.logprob_gradient,
+            state.entropy_gradient,
+            temperature=temperature,
+            softcap=softcap,
+            out=gradient,
+        )
+        if bias is not None:
+            bias[tile.start : tile.stop] = gradient.sum(0).mul_(walk.scale)
+            gradient = gradient.to(walk.operand)
+        if hidden is not None:
+            walk.add_hidden_product_(hidden, gradient, tile)
+        if weight is not None:
+            walk.weight_gradient_into(weight[tile.start : tile.stop], gradient)
+    return HeadGradients(None if hidden is None else hidden.mul_(walk.scale), weight, bias)
