@@ -94,4 +94,6 @@ def walk_back(
             walk.add_hidden_product_(hidden, gradient, tile)
         if weight is not None:
             walk.weight_gradient_into(weight[tile.start : tile.stop], gradient)
-    return HeadGradients(None if hidden is None else hidden.mul_(walk.scale), weight, bias)
+    if hidden is not None and walk.scale != 1:
+        hidden.mul_(walk.scale)
+    return HeadGradients(hidden, weight, bias)

@@ -59,7 +59,6 @@ def linear_token_statistics(
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
     check_temperature(temperature)
-    check_targets(targets, weight.shape[0])
     rows = _LinearStatistics.apply(
         hidden.reshape(-1, hidden.shape[-1]),
         weight,
@@ -125,8 +124,10 @@ class _LinearStatistics(torch.autograd.Function):
                 rows.fold_tile(tile.logits, moments, column, target_logit, **head)
             else:
                 carried.fold_(walk, rows, tile, moments, column, target_logit, **head)
-        check_rows(moments.maximum)
         logprob, entropy, tendency, correction, log_s0 = row_statistics(moments, target_logit)
+        # Last: a GPU has all its work by now, and no operation above goes wrong on what is refused here.
+        check_targets(targets, len(weight))
+        check_rows(moments.maximum)
         ctx.save_for_backward(
             hidden, weight, targets, bias, moments.maximum, log_s0, entropy, moments.t0, *(carried or ())
         )
