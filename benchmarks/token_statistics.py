@@ -250,8 +250,9 @@ def main() -> None:
         print(json.dumps(scratch_here(options)))
         return
     require_green_tests(options)
-    times, missing = measured_times(options)
-    rows = [row_of(name, times, scratch_of(name, options), options) for name in times]
+    problem = Problem(options.shape, options.device, DTYPES[options.dtype])
+    times, missing = measured_times(problem, options)
+    rows = [row_of(name, times, scratch_of(name, problem, options), options) for name in times]
     write(rows, options)
     report(rows, missing, options)
 
@@ -263,8 +264,7 @@ def require_green_tests(options) -> None:
         raise SystemExit("kernel tests are red: no benchmark of wrong numbers")
 
 
-def measured_times(options) -> tuple[dict[str, list[tuple[float, float]]], dict[str, str]]:
-    problem = Problem(options.shape, options.device, DTYPES[options.dtype])
+def measured_times(problem, options) -> tuple[dict[str, list[tuple[float, float]]], dict[str, str]]:
     missing, times = {}, {}
     small = Problem((8, options.shape[1], 16), options.device, DTYPES[options.dtype])
     for name, contender in CONTENDERS.items():
@@ -295,10 +295,10 @@ def synchronize(problem) -> None:
         torch.cuda.synchronize()
 
 
-def scratch_of(name: str, options) -> float:
-    """Peak memory in MB beyond inputs and returned gradients, measured in a process of its own."""
-    if options.device.startswith("cuda"):
-        return scratch_here(argparse.Namespace(**{**vars(options), "memory_of": name}))
+def scratch_of(name: str, problem, options) -> float:
+    """Peak memory in MB beyond inputs and returned gradients; on a CPU measured in a process of its own."""
+    if problem.hidden.is_cuda:
+        return scratch(cuda_peak, CONTENDERS[name], problem)
     command = [sys.executable, __file__, "--shape", *map(str, options.shape), "--device", options.device]
     done = subprocess.run([*command, "--dtype", options.dtype, "--memory-of", name], capture_output=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
@@ -307,14 +307,19 @@ def scratch_of(name: str, options) -> float:
 def scratch_here(options) -> float:
     problem, contender = Problem(options.shape, options.device, DTYPES[options.dtype]), CONTENDERS[options.memory_of]
     # Libraries load code and start their threads on a first call, which is not scratch memory.
-    contender(problem if problem.hidden.is_cuda else Problem((8, options.shape[1], 16), "cpu", DTYPES[options.dtype]))
+    contender(Problem((8, options.shape[1], 16), options.device, DTYPES[options.dtype]))
+    return scratch(resident_peak, contender, problem)
+
+
+def scratch(peak_of, contender, problem) -> float:
     gc.collect()
-    peak, out = (cuda_peak if problem.hidden.is_cuda else resident_peak)(lambda: contender(problem))
+    peak, out = peak_of(lambda: contender(problem))
     returned = [x for x in out if isinstance(x, torch.Tensor)]
     return round((peak - sum(x.nbytes for x in returned)) / 1e6, 1)
 
 
 def cuda_peak(work):
+    torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     out = work()
