@@ -3,7 +3,9 @@
     OMP_NUM_THREADS=1 python benchmarks/token_statistics.py --shape 2048 896 151936 --repetitions 5
 
 All contenders run interleaved in one process on the same inputs; a ratio compares neighbours in time, so that other
-load on the machine cancels. Where processes outnumber cores, processor time is the steadier measure. The floor is the
+load on the machine cancels. Where processes outnumber cores, processor time is the steadier measure. A GPU slows down
+when it runs hot, so that who runs after an idle moment is flattered: there a repetition is the median of a burst of
+calls after two that warm it up, and the order is drawn anew each time. The floor is the
 three matrix products that logits, dh and dW need (h W^T, dz W, dz^T h) with preallocated memory: on a CPU in vocabulary
 tiles, on a GPU whole, the fastest way we know to do nothing else. Scratch memory on a CPU is sampled every 2 ms as
 resident size in a process of its own per contender (it sees what any library allocates), less what is returned; on a
@@ -20,6 +22,7 @@ import importlib.util
 import json
 import os
 import platform
+import random
 import statistics
 import subprocess
 import sys
@@ -232,6 +235,9 @@ CONTENDERS = {
     "verl, linear_cross_entropy kernel": verl_kernel,
     "verl, kernel, forward only": verl_kernel_forward_only,
 }
+WARM_UP, BURST = 2, 5
+"""Calls of a repetition on a GPU: left out, and counted."""
+
 NEEDS = {"TRL": "trl", "Liger": "liger_kernel", "verl": "verl"}
 FLOOR = "three bare matrix products"
 PACKAGES = ("torch", "triton", "trl", "liger-kernel", "nvidia-cutlass-dsl", "verl")
@@ -275,14 +281,24 @@ def measured_times(problem, options) -> tuple[dict[str, list[tuple[float, float]
             times[name] = []
         except (ImportError, AttributeError, RuntimeError, AssertionError, TypeError, ValueError) as error:
             missing[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}" if str(error) else repr(error)
-    for _ in range(options.repetitions):
-        for name in times:
+    order = list(times)
+    for repetition in range(options.repetitions):
+        if problem.hidden.is_cuda:
+            random.Random(repetition).shuffle(order)
+        for name in order:
             times[name].append(seconds(CONTENDERS[name], problem))
     return times, missing
 
 
 def seconds(contender, problem) -> tuple[float, float]:
     """Wall-clock and processor seconds."""
+    if not problem.hidden.is_cuda:
+        return seconds_of_one(contender, problem)
+    burst = [seconds_of_one(contender, problem) for _ in range(WARM_UP + BURST)][WARM_UP:]
+    return statistics.median(x[0] for x in burst), statistics.median(x[1] for x in burst)
+
+
+def seconds_of_one(contender, problem) -> tuple[float, float]:
     synchronize(problem)
     start, processor_start = time.perf_counter(), time.process_time()
     contender(problem)
