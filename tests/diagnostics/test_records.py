@@ -24,6 +24,7 @@ from equipoise.diagnostics.records import (
     drop_after,
     read_records,
     record_files,
+    writer,
 )
 
 # Two samples of three places; the first is one token shorter, and its second token is an environment's.
@@ -121,6 +122,24 @@ def test_what_is_recorded_is_a_copy(tmp_path):
     rows = read_records(tmp_path).to_pydict()
     assert min(rows["entropy"]) > 0
     assert max(rows["advantage"]) == 2
+
+
+def test_only_columns_of_one_device_are_copied_together():
+    # A device that every machine has; with a GPU a run has columns there and on the CPU.
+    elsewhere = {"ratio": torch.ones(2, 3, device="meta"), "sample": torch.ones(2, dtype=torch.int64, device="meta")}
+    here = {"entropy": torch.ones(2, 3), "logprob": torch.ones(2, 3).double(), "group": torch.ones(2).int()}
+    groups = writer._travelling_together(elsewhere | here)
+    assert sorted(groups.values()) == [["entropy", "logprob"], ["group"], ["ratio"], ["sample"]]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_columns_may_be_on_any_device(tmp_path):
+    on_gpu = {name: value.cuda() for name, value in batch().items() if isinstance(value, torch.Tensor)}
+    for folder, columns in ((tmp_path / "a", batch()), (tmp_path / "b", batch() | on_gpu | {"sample": torch.arange(2)})):
+        recorder = TokenRecorder(folder, run="run")
+        recorder.record(update=1, token_mask=torch.tensor(MASK), **({"sample": torch.arange(2)} | columns))
+        recorder.close()
+    assert read_records(tmp_path / "a").equals(read_records(tmp_path / "b"))
 
 
 def test_without_a_token_mask_the_action_tokens_are_rows(tmp_path):

@@ -305,17 +305,22 @@ def _is_chosen(sample: np.ndarray, fraction: float, seed: int) -> np.ndarray:
 
 
 def _copied(tensors: dict[str, torch.Tensor], chosen: np.ndarray, shape: tuple[int, ...]) -> dict[str, Any]:
-    """Copies on the CPU of the chosen samples; columns of one type travel together, one copy from the device each."""
+    """Copies on the CPU of the chosen samples."""
     everything = len(chosen) == shape[0]
     copies: dict[str, Any] = {}
-    for dtype in (torch.float32, torch.int64, torch.bool):
-        for per_token in (True, False):
-            names = [n for n, t in tensors.items() if _storage(t) == dtype and (t.dim() == 2) == per_token]
-            if names:
-                stacked = torch.stack([tensors[n].to(dtype) for n in names])
-                rows = stacked if everything else stacked[:, torch.as_tensor(chosen, device=stacked.device)]
-                copies |= dict(zip(names, _on_cpu(rows), strict=True))
+    for (dtype, _, _), names in _travelling_together(tensors).items():
+        stacked = torch.stack([tensors[n].to(dtype) for n in names])
+        rows = stacked if everything else stacked[:, torch.as_tensor(chosen, device=stacked.device)]
+        copies |= dict(zip(names, _on_cpu(rows), strict=True))
     return copies
+
+
+def _travelling_together(tensors: dict[str, torch.Tensor]) -> dict[tuple[torch.dtype, int, torch.device], list[str]]:
+    """Columns of one type, rank and device: one copy from the device for all of them."""
+    groups: dict[tuple[torch.dtype, int, torch.device], list[str]] = {}
+    for name, tensor in tensors.items():
+        groups.setdefault((_storage(tensor), tensor.dim(), tensor.device), []).append(name)
+    return groups
 
 
 def _storage(tensor: torch.Tensor) -> torch.dtype:
