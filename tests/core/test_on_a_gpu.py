@@ -7,6 +7,7 @@ import torch
 from core_reference import every_target, exact_statistics, largest_error, near_certain_logits, textbook_statistics
 
 from equipoise import linear_token_statistics
+from equipoise.statistics import walk
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -104,4 +105,7 @@ def test_scratch_memory_does_not_grow_with_the_vocabulary(frozen):
 
     small, large = scratch(40_000), scratch(160_000)
     assert large <= small * 1.01
+    if not frozen:  # what `equipoise plan` calculates, less the hidden states, which are an input here
+        tile = walk.tile_width(4096, 160_000, torch.device("cuda"))
+        assert large == pytest.approx(4096 * (4 * 512 + 28 + 6 * tile), rel=0.05)
     assert large < 4096 * 160_000 * 2 / 4  # a quarter of the logits in bf16

@@ -8,14 +8,14 @@ products, buffers of NCCL and of vLLM, gradients of activations on their way.
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
+from equipoise.statistics.walk import tile_width
 from equipoise.training.architectures import ParameterCount, Shape
 
 Phase = Literal["always", "learning", "sampling"]
 
 FLOAT32, HALF = 4, 2
-HEAD_TILE = 4096
-"""Vocabulary entries of which the statistics head forms logits at a time on a GPU (`statistics.linear.CUDA_TILE`)."""
-
 OPTIMIZER_STATES = {"adamw_torch": 8, "adamw_torch_fused": 8, "adamw_8bit": 2, "adamw_bnb_8bit": 2,
                     "paged_adamw_8bit": 2, "sgd": 0}  # fmt: skip
 """Bytes per trained parameter held in float32 (those of 8 bits: in any type)."""
@@ -157,11 +157,15 @@ def activation_terms(
 
 
 def statistics_term(shape: Shape, *, scored: int, compute: int) -> Term:
-    """What the statistics head keeps and works in: hidden states, seven numbers per token, one tile of logits."""
-    per_token = compute * shape.hidden + 7 * FLOAT32 + FLOAT32 * min(HEAD_TILE, shape.vocabulary)
-    formula = (
-        f"({compute} B x {shape.hidden:,} + 28 B + 4 B x {min(HEAD_TILE, shape.vocabulary):,}) x {scored:,} tokens"
-    )
+    """What the statistics head keeps and works in.
+
+    Hidden states and seven numbers per token; one tile of logits in float32, with its gradient in the type of the
+    products; the gradient in the hidden states in float32.
+    """
+    tile = tile_width(scored, shape.vocabulary, torch.device("cuda"))
+    per_logit = FLOAT32 + (compute if compute < FLOAT32 else 0)
+    per_token = (compute + FLOAT32) * shape.hidden + 7 * FLOAT32 + per_logit * tile
+    formula = f"({compute + FLOAT32} B x {shape.hidden:,} + 28 B + {per_logit} B x {tile:,}) x {scored:,} tokens"
     return Term("statistics head", per_token * scored, formula, "learning")
 
 
