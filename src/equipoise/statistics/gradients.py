@@ -71,7 +71,7 @@ def walk_back(
     """
     hidden = torch.zeros_like(walk.hidden, dtype=walk.dtype) if wanted.hidden else None
     weight = torch.empty_like(walk.weight) if wanted.weight else None
-    bias = torch.empty_like(walk.raw_bias) if wanted.bias else None
+    bias = torch.empty_like(walk.raw_bias) if wanted.bias and walk.raw_bias is not None else None
     for tile in walk.tiles(formed=formed):
         # The sum over tokens is formed before rounding to what the matrix products take.
         gradient = tile.logits if bias is not None else walk.operand_tile(tile)

@@ -49,12 +49,12 @@ def fold_tile(
     own = Moments(*(torch.empty_like(x) for x in moments))
     grown = torch.empty_like(moments.maximum, dtype=torch.bool)
     shifted, spare = (_scratch(logits) for _ in range(2))
-    in_place = weights is not None and weights.dtype == logits.dtype
+    formed = weights if weights is not None and weights.dtype == logits.dtype else None
     floor = _exp_floor(logits.dtype)
     for rows in _blocks(logits):
         num_rows = rows.stop - rows.start
         z = _tempered_into(shifted[:num_rows], logits[rows], temperature, softcap)
-        weight = weights[rows] if in_place else spare[:num_rows]
+        weight = spare[:num_rows] if formed is None else formed[rows]
         maximum, t0, s1, u0, q1 = (x[rows] for x in own)
         torch.amax(z, 1, out=maximum)
         torch.gt(maximum, moments.maximum[rows], out=grown[rows])
@@ -73,7 +73,7 @@ def fold_tile(
         torch.sum(z.mul_(weight), 1, out=s1)
         torch.sum(z.mul_(weight), 1, out=q1)
         torch.sum(torch.mul(weight, weight, out=z), 1, out=u0)
-        if weights is not None and not in_place:
+        if weights is not None and formed is None:
             weights[rows] = weight
     _merge_(moments, own, grown)
 
