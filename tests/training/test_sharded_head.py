@@ -1,13 +1,11 @@
 """The statistics head under FSDP2: two processes with a sharded model compute what one unsharded model does."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import sharded_head_run
 import torch
+from processes import launch
 
 CASES = ("tied", "untied", "bias", "head alone", "accelerate tied", "accelerate untied")
 
@@ -15,16 +13,7 @@ CASES = ("tied", "untied", "bias", "head alone", "accelerate tied", "accelerate 
 @pytest.fixture(scope="module")
 def ends(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sharded")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*command, sharded_head_run.__file__, folder],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=250,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    launch(sharded_head_run.__file__, folder)
     return [torch.load(Path(folder) / f"ends-{rank}.pt", weights_only=True) for rank in range(2)]
 
 

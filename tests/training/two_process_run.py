@@ -1,6 +1,6 @@
 """One run on fixed rollouts, in as many processes as it is launched in: `two_process_run.py FOLDER`; then parts of it.
 
-The rollouts follow from the prompt and its place in the group alone, so that one process and two see the same ones. One
+`two_process_run.py FOLDER --resume` continues the run of a folder instead. The rollouts follow from the prompt and its place in the group alone, so that one process and two see the same ones. One
 update holds a whole rollout batch, in micro-batches of four sequences: TRL shuffles a rollout batch per process.
 """
 
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from torch.distributed.tensor import DTensor
 from trainer_setup import ALPHABET, character_tokenizer, config, digit_reward, prompts, tiny_model
 from transformers import TrainerCallback
 
@@ -31,6 +32,8 @@ SETTINGS = {
     "save_strategy": "steps",
     "save_steps": 1,
 }
+# Some completions end early: the processes need different numbers of steps to generate theirs.
+GENERATED = SETTINGS | {"max_steps": 4, "max_completion_length": 56, "save_strategy": "no"}
 RESUMED = (5, 9)  # in the middle of a rollout batch, in the first epoch and in the second
 
 
@@ -65,25 +68,49 @@ class BoundsInForce(TrainerCallback):
 
 
 def run(folder: Path, *, resume: bool = False) -> dict[str, Any]:
-    """Train; returns what this process ended with."""
-    micro_batches = SEQUENCES // (SETTINGS["per_device_train_batch_size"] * PartialState(cpu=True).num_processes)
+    """Train on fixed rollouts; returns what this process ended with."""
     rollouts, watch = FixedRollouts(), BoundsInForce()
-    watch.trainer = trainer = EquipoiseTrainer(
-        model=tiny_model(),
-        reward_funcs=digit_reward,
-        args=config(folder, **SETTINGS, gradient_accumulation_steps=micro_batches, steps_per_generation=micro_batches),
-        train_dataset=prompts(16),
-        processing_class=character_tokenizer(),
-        rollout_func=rollouts,
-        callbacks=[MetricsRecorder(folder), watch],
-    )
+    watch.trainer = trainer = _trainer(folder, SETTINGS, rollout_func=rollouts, callbacks=[watch])
     trainer.train(resume_from_checkpoint=resume)
+    weights = trainer.model.state_dict()
     return {
-        "weights": {name: value.clone() for name, value in trainer.model.state_dict().items()},
+        "sharded": [name for name, value in weights.items() if isinstance(value, DTensor)],
+        "weights": {name: _whole(value) for name, value in weights.items()},
         "controller": trainer.polarity_controller.state_dict(),
         "bounds": watch.bounds,
         "num_tokens": rollouts.num_tokens,
     }
+
+
+def generate(folder: Path) -> list[int]:
+    """Train on what the policy generates; returns the longest completion of this process, rollout by rollout."""
+    longest = []
+
+    class Watched(EquipoiseTrainer):
+        def _generate_single_turn(self, *args, **kwargs):
+            completion_ids, logprobs = super()._generate_single_turn(*args, **kwargs)
+            longest.append(max(map(len, completion_ids)))
+            return completion_ids, logprobs
+
+    _trainer(folder, GENERATED, trainer_class=Watched).train()
+    return longest
+
+
+def _trainer(folder: Path, settings: dict, *, trainer_class=EquipoiseTrainer, callbacks=(), **others):
+    micro_batches = SEQUENCES // (settings["per_device_train_batch_size"] * PartialState(cpu=True).num_processes)
+    return trainer_class(
+        model=tiny_model(),
+        reward_funcs=digit_reward,
+        args=config(folder, **settings, gradient_accumulation_steps=micro_batches, steps_per_generation=micro_batches),
+        train_dataset=prompts(16),
+        processing_class=character_tokenizer(),
+        callbacks=[MetricsRecorder(folder), *callbacks],
+        **others,
+    )
+
+
+def _whole(value: torch.Tensor) -> torch.Tensor:
+    return value.full_tensor() if isinstance(value, DTensor) else value.clone()
 
 
 def take_up(folder: Path, step: int) -> Path:
@@ -94,14 +121,20 @@ def take_up(folder: Path, step: int) -> Path:
     return part
 
 
-if __name__ == "__main__":
-    root, process = Path(sys.argv[1]), PartialState(cpu=True)
-    ends = {"whole": run(root)}
+def whole_and_parts(root: Path) -> dict[str, Any]:
+    """The run, its continuations, and one with generation."""
+    process, ends = PartialState(cpu=True), {"whole": run(root)}
     for step in RESUMED:
         process.wait_for_everyone()
         if process.is_main_process:
             take_up(root, step)
         process.wait_for_everyone()
         ends[f"from-{step}"] = run(root / f"from-{step}", resume=True)
+    return ends | {"longest": generate(root / "generated")}
+
+
+if __name__ == "__main__":
+    root, process = Path(sys.argv[1]), PartialState(cpu=True)
+    ends = run(root, resume=True) if sys.argv[2:] == ["--resume"] else whole_and_parts(root)
     torch.save(ends, root / f"ends-{process.process_index}.pt")
     process.destroy_process_group()

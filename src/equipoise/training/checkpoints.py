@@ -32,6 +32,11 @@ def is_complete(folder: Path) -> bool:
     return (folder / MARKER).is_file()
 
 
+def is_of_fsdp(folder: Path) -> bool:
+    """Whether a checkpoint holds the model as FSDP saves it, which only FSDP reads again: whole or in shards."""
+    return any(folder.glob("pytorch_model_fsdp*"))
+
+
 def _checkpoints(run_folder: str | Path) -> list[Path]:
     prefix = f"{PREFIX_CHECKPOINT_DIR}-"
     found = [f for f in Path(run_folder).glob(prefix + "*") if f.is_dir() and f.name[len(prefix) :].isdecimal()]

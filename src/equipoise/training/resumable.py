@@ -47,17 +47,15 @@ class ResumableTrainer(GRPOTrainer):
         A resumed run continues exactly: controller, rollout batch in use, order of the data and random state included.
 
         Raises:
-            CheckpointError: nothing complete to resume from.
+            CheckpointError: nothing complete to resume from, or a checkpoint that only FSDP can read, or cannot.
         """
         if resume_from_checkpoint is True:
             latest = checkpoints.latest_checkpoint(self.args.output_dir)
             if latest is None:
                 raise checkpoints.CheckpointError(f"{self.args.output_dir} has no complete checkpoint to resume from")
             resume_from_checkpoint = str(latest)
-        if resume_from_checkpoint and not checkpoints.read_marker(Path(resume_from_checkpoint)).get("resumable", True):
-            raise checkpoints.CheckpointError(
-                f"{resume_from_checkpoint} was saved with save_only_model: it has no optimizer state to resume from"
-            )
+        if resume_from_checkpoint:
+            self._check_resumable(Path(resume_from_checkpoint))
         self._update = None  # of a call that was interrupted
         if self.off_policy is not None:
             self.off_policy.reset()
@@ -66,6 +64,20 @@ class ResumableTrainer(GRPOTrainer):
         finally:
             if self._recording is not None:
                 self._recording.close()
+
+    def _check_resumable(self, checkpoint: Path) -> None:
+        if not checkpoints.read_marker(checkpoint).get("resumable", True):
+            raise checkpoints.CheckpointError(
+                f"{checkpoint} was saved with save_only_model: it has no optimizer state to resume from"
+            )
+        by_fsdp = checkpoints.is_of_fsdp(checkpoint)
+        if by_fsdp and not self.is_fsdp_enabled:
+            raise checkpoints.CheckpointError(
+                f"{checkpoint} was saved by FSDP: resume with `accelerate launch` and an FSDP configuration; in one "
+                "process with --num_processes 1"
+            )
+        if self.is_fsdp_enabled and not by_fsdp:
+            raise checkpoints.CheckpointError(f"{checkpoint} was not saved by FSDP: resume without it")
 
     def _run_epoch(self, *args, **kwargs):
         # transformers would train a complete run that is resumed for one update more.

@@ -38,6 +38,7 @@ from equipoise.training.off_policy import OffPolicyRollouts
 from equipoise.training.polarity import advantage_by_polarity, observed
 from equipoise.training.resumable import ResumableTrainer
 from equipoise.training.seams import EpochSampler, OutputRecorder
+from equipoise.training.sharding import generate_in_step, shard_on_cpu
 from equipoise.training.token_recording import TokenRecording
 from equipoise.training.update import MicroBatch, Update
 from equipoise.training.watches import IdleWatch, RatioWatch
@@ -69,9 +70,12 @@ class EquipoiseTrainer(ResumableTrainer):
         if not isinstance(args, EquipoiseConfig):
             raise TypeError(f"args must be an EquipoiseConfig, got {type(args).__name__}")
         self._on_statistics: Callable[[TokenStatistics], None] | None = None
+        shard_on_cpu(args)
         super().__init__(model, reward_funcs, args, **kwargs)
         base = cast(Any, self.model).get_base_model() if is_peft_model(self.model) else self.model
         add_statistics_head(base, temperature=self.temperature)
+        if self.is_fsdp_enabled:
+            generate_in_step(base)
         self.polarity_controller: PolarityController | None = (
             args.polarity_controller() if args.polarity == "papo" else None
         )
