@@ -33,7 +33,7 @@ SETTINGS = {
     "save_steps": 1,
 }
 # Some completions end early: the processes need different numbers of steps to generate theirs.
-GENERATED = SETTINGS | {"max_steps": 4, "max_completion_length": 56, "save_strategy": "no"}
+GENERATED = SETTINGS | {"max_steps": 4, "max_completion_length": 56, "save_strategy": "no", "seed": 12}
 RESUMED = (5, 9)  # in the middle of a rollout batch, in the first epoch and in the second
 
 

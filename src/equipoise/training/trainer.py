@@ -38,7 +38,7 @@ from equipoise.training.off_policy import OffPolicyRollouts
 from equipoise.training.polarity import advantage_by_polarity, observed
 from equipoise.training.resumable import ResumableTrainer
 from equipoise.training.seams import EpochSampler, OutputRecorder
-from equipoise.training.sharding import generate_in_step, shard_on_cpu
+from equipoise.training.sharding import shard_on_cpu
 from equipoise.training.token_recording import TokenRecording
 from equipoise.training.update import MicroBatch, Update
 from equipoise.training.watches import IdleWatch, RatioWatch
@@ -74,8 +74,6 @@ class EquipoiseTrainer(ResumableTrainer):
         super().__init__(model, reward_funcs, args, **kwargs)
         base = cast(Any, self.model).get_base_model() if is_peft_model(self.model) else self.model
         add_statistics_head(base, temperature=self.temperature)
-        if self.is_fsdp_enabled:
-            generate_in_step(base)
         self.polarity_controller: PolarityController | None = (
             args.polarity_controller() if args.polarity == "papo" else None
         )
