@@ -8,7 +8,7 @@ from pathlib import Path
 
 from equipoise.training.architectures import recipe_folder
 
-DDP, FSDP2 = "one_node_ddp.yaml", "one_node_fsdp2.yaml"
+DDP, FSDP2, ZERO3 = "one_node_ddp.yaml", "one_node_fsdp2.yaml", "several_nodes_zero3.yaml"
 
 
 def launch(script: str | Path, *arguments: object, configuration: str = DDP, processes: int = 2) -> None:
@@ -20,11 +20,11 @@ def launch(script: str | Path, *arguments: object, configuration: str = DDP, pro
     command = [
         sys.executable, "-m", "accelerate.commands.launch",
         "--config_file", recipe_folder() / "accelerate" / configuration,
-        "--num_processes", processes, "--mixed_precision", "no", "--main_process_port", 0, script, *arguments,
+        "--num_machines", 1, "--num_processes", processes, "--mixed_precision", "no", "--main_process_port", 0, script, *arguments,
     ]  # fmt: skip
     with subprocess.Popen(
         list(map(str, command)),
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

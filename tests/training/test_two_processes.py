@@ -1,5 +1,6 @@
 """Two processes make the run that one process makes, and continue it exactly: each with the whole model, or a shard."""
 
+import importlib.util
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import two_process_run
-from processes import DDP, FSDP2, launch
+from processes import DDP, FSDP2, ZERO3, launch
 
 from equipoise.training.checkpoints import CheckpointError
 
@@ -32,7 +33,19 @@ def fsdp2(tmp_path_factory):
     return launched(tmp_path_factory.mktemp("fsdp2"), FSDP2)
 
 
-@pytest.fixture(params=["ddp", "fsdp2"])
+@pytest.fixture(scope="module")
+def zero3(tmp_path_factory):
+    if importlib.util.find_spec("deepspeed") is None:
+        pytest.skip("DeepSpeed is not installed")
+    return launched(tmp_path_factory.mktemp("zero3"), ZERO3)
+
+
+@pytest.fixture(params=["fsdp2", "zero3"])
+def sharded(request):
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(params=["ddp", "fsdp2", "zero3"])
 def two(request):
     return request.getfixturevalue(request.param)
 
@@ -60,10 +73,10 @@ def test_the_processes_hold_different_amounts_of_tokens(two):
     assert first != second
 
 
-def test_every_parameter_is_sharded_where_it_is_asked_for(ddp, fsdp2):
+def test_every_parameter_is_sharded_where_it_is_asked_for(ddp, sharded):
     for end in ddp.ends:
         assert end["whole"]["sharded"] == []
-    for end in fsdp2.ends:
+    for end in sharded.ends:
         assert end["whole"]["sharded"] == list(end["whole"]["weights"])
 
 
@@ -95,11 +108,19 @@ def test_two_processes_resume_exactly(two, step):
     assert logged(two.folder / f"from-{step}") == logged(two.folder)
 
 
-def test_processes_with_shards_generate_what_processes_with_the_whole_model_do(ddp, fsdp2):
-    first, second = (end["longest"] for end in fsdp2.ends)
+def test_processes_with_shards_generate_what_processes_with_the_whole_model_do(ddp, sharded):
+    first, second = (end["longest"] for end in sharded.ends)
     assert all(a != b for a, b in zip(first, second, strict=True)), "the processes must need different numbers of steps"
     assert [first, second] == [end["longest"] for end in ddp.ends]
-    assert_same_measures(fsdp2.folder / "generated", ddp.folder / "generated")
+    assert_same_measures(sharded.folder / "generated", ddp.folder / "generated")
+
+
+@pytest.mark.parametrize("how", ["ddp", "fsdp2"])
+def test_mixed_precision_does_not_round_log_probs(how, request):
+    for end in request.getfixturevalue(how).ends:
+        for logprob in end["mixed"]:
+            assert logprob.dtype == torch.float32
+            assert (logprob != logprob.bfloat16().float()).any()
 
 
 def assert_continued(folder, end, whole):
@@ -113,6 +134,12 @@ def test_one_process_continues_the_run_of_two(ddp, tmp_path, caplog):
     end = two_process_run.run(folder, resume=True)
     assert "another number of processes: the rollout batch in use is sampled again" in caplog.text
     assert_continued(folder, end, ddp.folder)
+
+
+def test_zero3_is_not_continued_without_it(zero3):
+    folder = two_process_run.take_up(zero3.folder, 4)
+    with pytest.raises(CheckpointError, match="was saved by DeepSpeed.*accelerate launch.*as many processes"):
+        two_process_run.run(folder, resume=True)
 
 
 def test_one_process_continues_the_sharded_run_of_two(fsdp2):

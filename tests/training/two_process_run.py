@@ -5,6 +5,7 @@ update holds a whole rollout batch, in micro-batches of four sequences: TRL shuf
 """
 
 import hashlib
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -34,6 +35,12 @@ SETTINGS = {
 }
 # Some completions end early: the processes need different numbers of steps to generate theirs.
 GENERATED = SETTINGS | {"max_steps": 4, "max_completion_length": 56, "save_strategy": "no", "seed": 12}
+ZERO3 = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
+ON_CPU = {}
+if ZERO3:  # accelerate leaves DeepSpeed out on CPUs; it works where accelerate is not told that it is on one
+    torch.accelerator.is_available = lambda: True
+    off = ("use_cpu", "bf16", "gradient_checkpointing", "dataloader_pin_memory")
+    ON_CPU = {"ddp_backend": "gloo"} | dict.fromkeys(off, False)
 RESUMED = (5, 9)  # in the middle of a rollout batch, in the first epoch and in the second
 
 
@@ -55,27 +62,29 @@ class FixedRollouts:
         return {"prompt_ids": prompt_ids, "completion_ids": completions, "logprobs": None}
 
 
-class BoundsInForce(TrainerCallback):
-    """What the loss of this process clips with, update by update."""
+class Watch(TrainerCallback):
+    """What the loss of this process clips with, update by update, and the parameters it holds a part of."""
 
     def __init__(self):
         self.trainer: EquipoiseTrainer | None = None
         self.bounds: dict[int, tuple[float, float]] = {}
+        self.sharded: list[str] = []
 
     def on_step_end(self, args, state, control, **kwargs):
         assert self.trainer is not None
         self.bounds[state.global_step] = (1 - self.trainer.epsilon_low, 1 + self.trainer.epsilon_high)
+        parameters = self.trainer.model.named_parameters()
+        self.sharded = [name for name, p in parameters if isinstance(p, DTensor) or not p.numel()]
 
 
 def run(folder: Path, *, resume: bool = False) -> dict[str, Any]:
     """Train on fixed rollouts; returns what this process ended with."""
-    rollouts, watch = FixedRollouts(), BoundsInForce()
+    rollouts, watch = FixedRollouts(), Watch()
     watch.trainer = trainer = _trainer(folder, SETTINGS, rollout_func=rollouts, callbacks=[watch])
     trainer.train(resume_from_checkpoint=resume)
-    weights = trainer.model.state_dict()
     return {
-        "sharded": [name for name, value in weights.items() if isinstance(value, DTensor)],
-        "weights": {name: _whole(value) for name, value in weights.items()},
+        "sharded": watch.sharded,
+        "weights": {name: _whole(parameter) for name, parameter in trainer.model.named_parameters()},
         "controller": trainer.polarity_controller.state_dict(),
         "bounds": watch.bounds,
         "num_tokens": rollouts.num_tokens,
@@ -96,21 +105,46 @@ def generate(folder: Path) -> list[int]:
     return longest
 
 
+def mixed(folder: Path) -> list[torch.Tensor]:
+    """Log-probs of an update under bf16 mixed precision, as the trainer takes them."""
+    logprobs = []
+
+    class Watched(EquipoiseTrainer):
+        def _micro_batch(self, inputs, statistics):
+            logprobs.append(statistics.logprob.detach().clone())
+            return super()._micro_batch(inputs, statistics)
+
+    _trainer(folder, GENERATED | {"bf16": True, "max_steps": 1}, trainer_class=Watched).train()
+    return logprobs
+
+
 def _trainer(folder: Path, settings: dict, *, trainer_class=EquipoiseTrainer, callbacks=(), **others):
     micro_batches = SEQUENCES // (settings["per_device_train_batch_size"] * PartialState(cpu=True).num_processes)
-    return trainer_class(
+    settings = settings | ON_CPU | {"gradient_accumulation_steps": micro_batches, "steps_per_generation": micro_batches}
+    made = trainer_class(
         model=tiny_model(),
         reward_funcs=digit_reward,
-        args=config(folder, **settings, gradient_accumulation_steps=micro_batches, steps_per_generation=micro_batches),
+        args=config(folder, **settings),
         train_dataset=prompts(16),
         processing_class=character_tokenizer(),
         callbacks=[MetricsRecorder(folder), *callbacks],
         **others,
     )
+    if ZERO3:  # which leaves parameters as small as these whole
+        zero = made.accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
+        zero["stage3_param_persistence_threshold"] = 0
+    return made
 
 
-def _whole(value: torch.Tensor) -> torch.Tensor:
-    return value.full_tensor() if isinstance(value, DTensor) else value.clone()
+def _whole(parameter: torch.Tensor) -> torch.Tensor:
+    if isinstance(parameter, DTensor):
+        return parameter.detach().full_tensor()
+    if not ZERO3:
+        return parameter.detach().clone()
+    from deepspeed.zero import GatheredParameters
+
+    with GatheredParameters(parameter):
+        return parameter.detach().clone()
 
 
 def take_up(folder: Path, step: int) -> Path:
@@ -122,7 +156,7 @@ def take_up(folder: Path, step: int) -> Path:
 
 
 def whole_and_parts(root: Path) -> dict[str, Any]:
-    """The run, its continuations, and one with generation."""
+    """The run, its continuations, one with generation, and one with mixed precision."""
     process, ends = PartialState(cpu=True), {"whole": run(root)}
     for step in RESUMED:
         process.wait_for_everyone()
@@ -130,7 +164,8 @@ def whole_and_parts(root: Path) -> dict[str, Any]:
             take_up(root, step)
         process.wait_for_everyone()
         ends[f"from-{step}"] = run(root / f"from-{step}", resume=True)
-    return ends | {"longest": generate(root / "generated")}
+    ends["longest"] = generate(root / "generated")
+    return ends if ZERO3 else ends | {"mixed": mixed(root / "mixed")}
 
 
 if __name__ == "__main__":

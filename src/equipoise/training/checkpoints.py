@@ -32,9 +32,11 @@ def is_complete(folder: Path) -> bool:
     return (folder / MARKER).is_file()
 
 
-def is_of_fsdp(folder: Path) -> bool:
-    """Whether a checkpoint holds the model as FSDP saves it, which only FSDP reads again: whole or in shards."""
-    return any(folder.glob("pytorch_model_fsdp*"))
+def sharding_of(folder: Path) -> str | None:
+    """Who saved the model and the optimizer in parts, or in a form, that only it reads: "FSDP", "DeepSpeed" or None."""
+    if any(folder.glob("pytorch_model_fsdp*")):
+        return "FSDP"
+    return "DeepSpeed" if any(folder.glob("global_step*")) else None
 
 
 def _checkpoints(run_folder: str | Path) -> list[Path]:

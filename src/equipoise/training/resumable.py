@@ -24,6 +24,11 @@ from equipoise.training.update import Update
 
 logger = logging.getLogger("equipoise")
 
+_HOW_TO_RESUME = {
+    "FSDP": "with `accelerate launch` and an FSDP configuration; in one process with --num_processes 1",
+    "DeepSpeed": "with `accelerate launch` and its configuration, in as many processes",
+}
+
 
 class ResumableTrainer(GRPOTrainer):
     """TRL's trainer with checkpoints that are whole or not there, and runs that resume exactly.
@@ -47,7 +52,7 @@ class ResumableTrainer(GRPOTrainer):
         A resumed run continues exactly: controller, rollout batch in use, order of the data and random state included.
 
         Raises:
-            CheckpointError: nothing complete to resume from, or a checkpoint that only FSDP can read, or cannot.
+            CheckpointError: nothing complete to resume from, or a checkpoint that was sharded otherwise.
         """
         if resume_from_checkpoint is True:
             latest = checkpoints.latest_checkpoint(self.args.output_dir)
@@ -70,14 +75,19 @@ class ResumableTrainer(GRPOTrainer):
             raise checkpoints.CheckpointError(
                 f"{checkpoint} was saved with save_only_model: it has no optimizer state to resume from"
             )
-        by_fsdp = checkpoints.is_of_fsdp(checkpoint)
-        if by_fsdp and not self.is_fsdp_enabled:
+        saved_by = checkpoints.sharding_of(checkpoint)
+        if saved_by is not None and saved_by != self._sharding:
+            raise checkpoints.CheckpointError(f"{checkpoint} was saved by {saved_by}: resume {_HOW_TO_RESUME[saved_by]}")
+        if saved_by is None and self._sharding is not None:
             raise checkpoints.CheckpointError(
-                f"{checkpoint} was saved by FSDP: resume with `accelerate launch` and an FSDP configuration; in one "
-                "process with --num_processes 1"
+                f"{checkpoint} was not saved by {self._sharding}: resume without it, or start a new run from its model"
             )
-        if self.is_fsdp_enabled and not by_fsdp:
-            raise checkpoints.CheckpointError(f"{checkpoint} was not saved by FSDP: resume without it")
+
+    @property
+    def _sharding(self) -> str | None:
+        if self.is_deepspeed_enabled:
+            return "DeepSpeed"
+        return "FSDP" if self.is_fsdp_enabled else None
 
     def _run_epoch(self, *args, **kwargs):
         # transformers would train a complete run that is resumed for one update more.

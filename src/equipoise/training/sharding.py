@@ -1,6 +1,7 @@
-"""Real FSDP2 on CPUs, which accelerate is asked for and then runs as DDP."""
+"""What accelerate does to a run under FSDP2 that this trainer cannot take: DDP on CPUs, and outputs rounded to bf16."""
 
 import os
+from dataclasses import replace
 
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, str_to_bool
@@ -29,8 +30,22 @@ def shard_on_cpu(args: TrainingArguments) -> None:
     if plugin.fsdp_version != 2:
         raise InputError(f"fsdp_version must be 2 on CPUs, got {plugin.fsdp_version}")
     # Both are shared by all that ask accelerate later; a new set of arguments begins with MULTI_CPU again.
-    Accelerator(cpu=True).state.fsdp_plugin = plugin
+    accelerator = Accelerator(cpu=True, mixed_precision=args.mixed_precision)
+    if accelerator.mixed_precision != "no":
+        plugin.set_mixed_precision(accelerator.mixed_precision)
+    accelerator.state.fsdp_plugin = plugin
     state.distributed_type = DistributedType.FSDP
+
+
+def keep_float32_outputs(accelerator: Accelerator) -> None:
+    """Under mixed precision, let a model that FSDP2 shards return log-probs and entropies as they were computed.
+
+    accelerate casts what the model returns to the type of the products: in bf16 a log-prob of -5 is off by up to 1/64,
+    and the ratio by as many hundredths as the clip bounds are searched in.
+    """
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is not None and plugin.fsdp_version == 2 and plugin.mixed_precision_policy is not None:
+        plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, output_dtype=None)
 
 
 def _asked(variable: str) -> bool:

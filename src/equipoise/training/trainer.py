@@ -38,7 +38,7 @@ from equipoise.training.off_policy import OffPolicyRollouts
 from equipoise.training.polarity import advantage_by_polarity, observed
 from equipoise.training.resumable import ResumableTrainer
 from equipoise.training.seams import EpochSampler, OutputRecorder
-from equipoise.training.sharding import shard_on_cpu
+from equipoise.training.sharding import keep_float32_outputs, shard_on_cpu
 from equipoise.training.token_recording import TokenRecording
 from equipoise.training.update import MicroBatch, Update
 from equipoise.training.watches import IdleWatch, RatioWatch
@@ -70,7 +70,6 @@ class EquipoiseTrainer(ResumableTrainer):
         if not isinstance(args, EquipoiseConfig):
             raise TypeError(f"args must be an EquipoiseConfig, got {type(args).__name__}")
         self._on_statistics: Callable[[TokenStatistics], None] | None = None
-        shard_on_cpu(args)
         super().__init__(model, reward_funcs, args, **kwargs)
         base = cast(Any, self.model).get_base_model() if is_peft_model(self.model) else self.model
         add_statistics_head(base, temperature=self.temperature)
@@ -100,6 +99,12 @@ class EquipoiseTrainer(ResumableTrainer):
         if args.record_tokens:
             self._recording = TokenRecording(args, self._tokenizer, self.accelerator)
             self.add_callback(self._recording)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """transformers' own, within its constructor; what it makes, reference models are sharded with as well."""
+        shard_on_cpu(self.args)
+        super().create_accelerator_and_postprocess()
+        keep_float32_outputs(self.accelerator)
 
     # ---- rollouts -----------------------------------------------------------------------------------------------
 
