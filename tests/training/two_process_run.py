@@ -141,9 +141,9 @@ def _whole(parameter: torch.Tensor) -> torch.Tensor:
         return parameter.detach().full_tensor()
     if not ZERO3:
         return parameter.detach().clone()
-    from deepspeed.zero import GatheredParameters
+    import deepspeed
 
-    with GatheredParameters(parameter):
+    with deepspeed.zero.GatheredParameters(parameter):
         return parameter.detach().clone()
 
 
