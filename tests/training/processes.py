@@ -20,7 +20,8 @@ def launch(script: str | Path, *arguments: object, configuration: str = DDP, pro
     command = [
         sys.executable, "-m", "accelerate.commands.launch",
         "--config_file", recipe_folder() / "accelerate" / configuration,
-        "--num_machines", 1, "--num_processes", processes, "--mixed_precision", "no", "--main_process_port", 0, script, *arguments,
+        "--num_machines", 1, "--num_processes", processes, "--main_process_port", 0, "--mixed_precision", "no",
+        script, *arguments,
     ]  # fmt: skip
     with subprocess.Popen(
         list(map(str, command)),

@@ -1,7 +1,8 @@
 """One run on fixed rollouts, in as many processes as it is launched in: `two_process_run.py FOLDER`; then parts of it.
 
-`two_process_run.py FOLDER --resume` continues the run of a folder instead. The rollouts follow from the prompt and its place in the group alone, so that one process and two see the same ones. One
-update holds a whole rollout batch, in micro-batches of four sequences: TRL shuffles a rollout batch per process.
+`two_process_run.py FOLDER --resume` continues the run of a folder instead. The rollouts follow from the prompt and its
+place in the group alone, so that one process and two see the same ones. One update holds a whole rollout batch, in
+micro-batches of four sequences: TRL shuffles a rollout batch per process.
 """
 
 import hashlib

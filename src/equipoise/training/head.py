@@ -1,7 +1,7 @@
 """The statistics head: token statistics inside the model's own forward, in the place of TRL's fused head.
 
-Inside the forward of the model and of its LM head, because FSDP, DeepSpeed, LoRA and device maps gather, replace and move
-the weights there; reading `lm_head.weight` from outside would find a shard of it.
+Inside the forward of the model and of its LM head, because FSDP, DeepSpeed, LoRA and device maps gather, replace and
+move the weights there; reading `lm_head.weight` from outside would find a shard of it.
 """
 
 import functools

@@ -77,7 +77,8 @@ class ResumableTrainer(GRPOTrainer):
             )
         saved_by = checkpoints.sharding_of(checkpoint)
         if saved_by is not None and saved_by != self._sharding:
-            raise checkpoints.CheckpointError(f"{checkpoint} was saved by {saved_by}: resume {_HOW_TO_RESUME[saved_by]}")
+            how = _HOW_TO_RESUME[saved_by]
+            raise checkpoints.CheckpointError(f"{checkpoint} was saved by {saved_by}: resume {how}")
         if saved_by is None and self._sharding is not None:
             raise checkpoints.CheckpointError(
                 f"{checkpoint} was not saved by {self._sharding}: resume without it, or start a new run from its model"

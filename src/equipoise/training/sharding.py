@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from typing import Any, cast
 
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, str_to_bool
@@ -26,7 +27,7 @@ def shard_on_cpu(args: TrainingArguments) -> None:
         raise InputError("use_cpu: accelerate would run DDP in the place of DeepSpeed on CPUs; use FSDP2 or DDP there")
     if args.fsdp_plugin_args is None and not _asked("ACCELERATE_USE_FSDP"):
         return
-    plugin = FullyShardedDataParallelPlugin(**(args.fsdp_plugin_args or {}))
+    plugin = FullyShardedDataParallelPlugin(**cast(dict[str, Any], args.fsdp_plugin_args or {}))
     if plugin.fsdp_version != 2:
         raise InputError(f"fsdp_version must be 2 on CPUs, got {plugin.fsdp_version}")
     # Both are shared by all that ask accelerate later; a new set of arguments begins with MULTI_CPU again.
@@ -46,6 +47,21 @@ def keep_float32_outputs(accelerator: Accelerator) -> None:
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     if plugin is not None and plugin.fsdp_version == 2 and plugin.mixed_precision_policy is not None:
         plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, output_dtype=None)
+
+
+def check_savable(accelerator: Accelerator) -> None:
+    """Refuse a sharded run that would end without a model.
+
+    Raises:
+        InputError: ZeRO-3 without `zero3_save_16bit_model`.
+    """
+    plugin = accelerator.state.deepspeed_plugin
+    zero = {} if plugin is None else plugin.deepspeed_config["zero_optimization"]
+    if zero.get("stage") == 3 and not zero.get("stage3_gather_16bit_weights_on_model_save"):
+        raise InputError(
+            "DeepSpeed ZeRO-3 needs zero3_save_16bit_model: true in the accelerate configuration: without it there is "
+            "no whole model to save"
+        )
 
 
 def _asked(variable: str) -> bool:
