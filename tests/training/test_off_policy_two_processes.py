@@ -1,13 +1,11 @@
 """Two processes have a store each, train one policy, and continue exactly."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import off_policy_two_process_run
 import pytest
 import torch
+from processes import launch
 from test_off_policy_resume import equal
 
 SCRIPT = Path(off_policy_two_process_run.__file__)
@@ -16,10 +14,7 @@ SCRIPT = Path(off_policy_two_process_run.__file__)
 @pytest.fixture(scope="module")
 def ends(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, SCRIPT, folder], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    launch(SCRIPT, folder)
     assert {p.name for p in (folder / "whole" / "checkpoint-5").glob("replay_*")} == {"replay_0.pt", "replay_1.pt"}
     return [torch.load(folder / f"ends-{rank}.pt", weights_only=True) for rank in range(2)]
 

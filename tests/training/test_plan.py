@@ -163,6 +163,12 @@ COUNT = ParameterCount(total=1000, trainable=1000, layer=100, outside=200)
         ("none", 8, 4, {"weights": 4000, "gradients": 8000, "optimizer": 8000}),
         ("fsdp2", 8, 2, {"weights": 500, "gathered weights": 800, "gradients": 500, "optimizer": 1000}),
         ("zero2", 8, 2, {"weights": 2000, "gradients": 250 + 2 * 10**9, "optimizer": 1500}),
+        (
+            "zero3",
+            8,
+            2,
+            {"weights": 250, "gathered weights": 2000, "gradients": 250 + 10**9 + 500, "optimizer": 1500},
+        ),
     ],
 )
 def test_states_by_sharding(kind, processes, saved, expected):
@@ -251,6 +257,17 @@ def test_32b_does_not_fit_on_one_node_with_zero2():
     assert not plan(values, options(accelerate=recipe_folder() / "accelerate/one_node_zero2.yaml")).fits
 
 
+def test_32b_fits_on_four_nodes_with_zero3_and_sampling_with_transformers_gathers_it():
+    values = checked_keys(read_yaml(recipe_folder() / "papers/bapo_r1_distill_32b.yaml"), "")
+    nodes = options(accelerate=recipe_folder() / "accelerate/several_nodes_zero3.yaml")
+    assert plan(values, nodes).fits
+    without_vllm = {name: value for name, value in values.items() if "vllm" not in name}
+    made = plan(without_vllm, nodes)
+    assert term(made, "whole model") == 2 * made.parameters.total
+    scattered = plan(without_vllm | {"ds3_gather_for_generation": False}, nodes)
+    assert made.sampling_bytes - scattered.sampling_bytes == 2 * made.parameters.total
+
+
 @pytest.mark.parametrize("path", ACCELERATE, ids=lambda p: p.stem)
 def test_accelerate_reads_its_configurations(path):
     from accelerate.commands.config.config_args import load_config_from_file
@@ -279,7 +296,6 @@ def test_the_command_prints_tables_or_json(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--sharding", "zero3"], "ZeRO-3 partitions the LM head"),
         (["--processes", "0"], "--processes must be > 0, got 0"),
         (["--gpu_memory", "-1"], "--gpu_memory must be > 0"),
         (["--accelerate", "nowhere.yaml"], "accelerate configuration nowhere.yaml cannot be read"),

@@ -1,9 +1,8 @@
 """Mathematics data sets by name, with the columns that their authors chose; and any data as a term of a mixture.
 
-The columns of DAPO-Math-17k (the original), Skywork-OR1, AIME 2024 and 2025 and Minerva were read in public code that
-loads these sets (2025 to 2026); those of the others are from memory, and none was loaded from the hub here. A column
-that has moved is an error that names the columns there are; `prompt_column`, `answer_column`, `split` and `path`
-override.
+The columns were read in the sets' public cards and in public code that loads them (2025 to 2026); none was loaded from
+the hub here. A column that has moved is an error that names the columns there are; `prompt_column`, `answer_column`,
+`split` and `path` override.
 """
 
 import ast

@@ -32,6 +32,13 @@ def is_complete(folder: Path) -> bool:
     return (folder / MARKER).is_file()
 
 
+def sharding_of(folder: Path) -> str | None:
+    """Who saved the model and the optimizer in parts, or in a form, that only it reads: "FSDP", "DeepSpeed" or None."""
+    if any(folder.glob("pytorch_model_fsdp*")):
+        return "FSDP"
+    return "DeepSpeed" if any(folder.glob("global_step*")) else None
+
+
 def _checkpoints(run_folder: str | Path) -> list[Path]:
     prefix = f"{PREFIX_CHECKPOINT_DIR}-"
     found = [f for f in Path(run_folder).glob(prefix + "*") if f.is_dir() and f.name[len(prefix) :].isdecimal()]

@@ -1,19 +1,17 @@
 """The statistics head: token statistics inside the model's own forward, in the place of TRL's fused head.
 
-Inside the forward, because FSDP, LoRA and device maps gather, replace and move the weights there; reading
-`lm_head.weight` from outside would find a shard of it.
+Inside the forward of the model and of its LM head, because FSDP, DeepSpeed, LoRA and device maps gather, replace and
+move the weights there; reading `lm_head.weight` from outside would find a shard of it.
 """
 
 import functools
 import types
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import Tensor
-from torch.distributed.tensor import DTensor, Partial
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
@@ -66,19 +64,24 @@ def add_statistics_head(model: PreTrainedModel, *, temperature: float) -> None:
             kwargs.setdefault("output_router_logits", True)
         backbone = self.base_model(*args, **kwargs, use_cache=False)
         hidden, labels = backbone.last_hidden_state[:, :-1], labels[:, 1:]
-        with _full_head(self.get_output_embeddings()) as (weight, bias):
-            hidden, labels = hidden.to(weight.device), labels.to(weight.device)
-            scored = labels != -100
+        head = self.get_output_embeddings()
+        hidden, labels = hidden.to(head.weight.device), labels.to(head.weight.device)
+        scored = labels != -100
+
+        def of_rows(rows: Tensor) -> tuple[Tensor, ...]:
+            weight, bias = _present(head)
             # Sums want float32 logits; under autocast the product would be rounded to bf16 first.
-            with torch.autocast(hidden.device.type, enabled=False):
-                statistics = linear_token_statistics(
-                    hidden[scored] * factor,
+            with torch.autocast(rows.device.type, enabled=False):
+                return linear_token_statistics(
+                    rows * factor,
                     weight,
                     labels[scored],
                     bias=None if bias is None else bias * factor,
                     temperature=temperature,
                     softcap=softcap,
                 )
+
+        statistics = _in_the_place_of_forward(head, of_rows, hidden[scored])
         # Scattering keeps the graph connected when no label is scored: every rank then still has a backward pass.
         logprob, entropy, tendency, correction = (
             x.new_zeros(scored.shape).masked_scatter(scored, x) for x in statistics
@@ -100,30 +103,26 @@ def _logit_factor(text_config) -> float:
     return scaling if text_config.model_type == "hyperclovax" else 1 / scaling
 
 
-@contextmanager
-def _full_head(head: Any) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """The whole weight and bias of an LM head that FSDP2 may have sharded."""
-    weight, bias = head.weight, getattr(head, "bias", None)
-    if hasattr(weight, "ds_id"):
+def _in_the_place_of_forward(module: nn.Module, function: Callable[[Tensor], Any], given: Tensor) -> Any:
+    """What `function` returns, called as the module: FSDP and DeepSpeed gather weights and reduce gradients by that."""
+    own = module.__dict__.get("forward")
+    module.forward = function
+    try:
+        return module(given)
+    finally:
+        del module.forward
+        if own is not None:
+            module.forward = own
+
+
+def _present(head: Any) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of an LM head, whole."""
+    if not head.weight.numel():
         raise ValueError(
-            "DeepSpeed ZeRO-3 partitions the LM head outside the forward pass, which the statistics head does not "
-            "support; use FSDP2 or ZeRO-2"
+            "the weight of the LM head is not gathered where the head is called: DeepSpeed ZeRO-3 does not go with an "
+            "adapter on the LM head; leave it out of lora_target_modules, or use FSDP2"
         )
-    yield _gathered(weight), _gathered(bias)
-
-
-def _gathered(parameter: Any) -> Any:
-    """A parameter whole; the ranks' gradients of it are averaged, as FSDP averages those that it gathers itself.
-
-    Without `Partial` each rank would keep its own rows' part of its own gradient: that of other ranks' data is lost.
-    """
-    if not isinstance(parameter, DTensor):
-        return parameter
-    mesh = parameter.device_mesh
-    whole = parameter.full_tensor(grad_placements=[Partial()] * mesh.ndim)
-    if whole.requires_grad:
-        whole.register_hook(lambda gradient: gradient / mesh.size())
-    return whole
+    return head.weight, getattr(head, "bias", None)
 
 
 def _load_balancing_loss(backbone, text_config, kwargs) -> Tensor:

@@ -22,6 +22,8 @@ OPTIMIZER_STATES = {"adamw_torch": 8, "adamw_torch_fused": 8, "adamw_8bit": 2, "
 
 ZERO2_BUCKETS = 2 * 500_000_000
 """Elements of DeepSpeed's two gradient buckets, at its default size."""
+ZERO3_LIVE, ZERO3_BUCKET, ZERO3_GROUP = 1_000_000_000, 500_000_000, 1_000_000_000
+"""Elements that ZeRO-3 keeps gathered, of its gradient bucket, and that it steps at a time: DeepSpeed's defaults."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +48,11 @@ class Sharding:
     """How parameters, gradients and optimizer state are spread.
 
     Attributes:
-        kind: "none" (one process, or DDP), "fsdp2" or "zero2".
+        kind: "none" (one process, or DDP), "fsdp2", "zero2" or "zero3".
         processes: GPUs they are spread over.
     """
 
-    kind: Literal["none", "fsdp2", "zero2"]
+    kind: Literal["none", "fsdp2", "zero2", "zero3"]
     processes: int
 
 
@@ -76,6 +78,15 @@ def model_terms(
             Term("gradients", HALF * t // w + HALF * ZERO2_BUCKETS, f"2 B x {t:,} / {w} + 2 buckets of 1 GB"),
             Term("optimizer", (FLOAT32 + states) * t // w, f"(4 B master + {states} B states) x {t:,} / {w}"),
         ]
+    elif sharding.kind == "zero3":
+        live, group = min(n, ZERO3_LIVE), min(t // w, ZERO3_GROUP)
+        terms = [
+            Term("weights", HALF * n // w, f"2 B x {n:,} / {w}"),
+            Term("gathered weights", HALF * live, f"2 B x {live:,}, gathered at a time at most", "learning"),
+            Term("gradients", HALF * t // w + HALF * ZERO3_BUCKET + FLOAT32 * group,
+                 f"2 B x {t:,} / {w} + a bucket of 1 GB + 4 B x {group:,} stepped at a time"),
+            Term("optimizer", (FLOAT32 + states) * t // w, f"(4 B master + {states} B states) x {t:,} / {w}"),
+        ]  # fmt: skip
     elif sharding.kind == "fsdp2":
         trained = FLOAT32 if mixed else saved_bytes  # accelerate keeps what is trained in float32 under mixed precision
         compute = HALF if mixed else saved_bytes
@@ -101,7 +112,7 @@ def model_terms(
             Term("optimizer", states * t, f"{states} B x {t:,}"),
         ]  # fmt: skip
     if reference:
-        spread = w if sharding.kind == "fsdp2" else 1
+        spread = w if sharding.kind in ("fsdp2", "zero3") else 1
         terms.append(Term("reference model", saved_bytes * n // spread, f"{saved_bytes} B x {n:,} / {spread}"))
     return terms
 

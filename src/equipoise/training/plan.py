@@ -62,7 +62,7 @@ class Plan:
         shape: of the model.
         parameters: of the model, with an adapter where there is one.
         batch: the arithmetic of batches.
-        sharding: "none", "fsdp2" or "zero2".
+        sharding: "none", "fsdp2", "zero2" or "zero3".
         terms: of the memory of one GPU.
         learning_bytes: the sum while the model learns.
         sampling_bytes: the sum while completions are sampled.
@@ -126,6 +126,9 @@ def plan(values: dict[str, Any], options: argparse.Namespace) -> Plan:
         mixed=mixed,
         reference=config.beta != 0 and not settings.use_peft,
     )
+    if sharding.kind == "zero3" and config.ds3_gather_for_generation and not config.use_vllm:
+        whole = memory.HALF * parameters.total
+        terms.append(Term("whole model", whole, f"2 B x {parameters.total:,}: ds3_gather_for_generation", "sampling"))
     # Sharded weights are gathered in the type of the products, and the residual stream with them.
     compute = memory.HALF if mixed else saved
     residual = saved if sharding.kind == "none" else compute
@@ -170,11 +173,6 @@ def _sharding(options: argparse.Namespace) -> Sharding:
     if options.accelerate is not None:
         kind, processes = accelerate_sharding(options.accelerate)
     kind = options.sharding or kind
-    if kind == "zero3":
-        raise InputError(
-            "DeepSpeed ZeRO-3 partitions the LM head outside the forward pass, which the statistics head does not "
-            "support; use FSDP2 or ZeRO-2"
-        )
     return Sharding(cast(Any, kind), options.processes or processes)
 
 

@@ -24,6 +24,11 @@ from equipoise.training.update import Update
 
 logger = logging.getLogger("equipoise")
 
+_HOW_TO_RESUME = {
+    "FSDP": "with `accelerate launch` and an FSDP configuration; in one process with --num_processes 1",
+    "DeepSpeed": "with `accelerate launch` and its configuration, in as many processes",
+}
+
 
 class ResumableTrainer(GRPOTrainer):
     """TRL's trainer with checkpoints that are whole or not there, and runs that resume exactly.
@@ -47,17 +52,15 @@ class ResumableTrainer(GRPOTrainer):
         A resumed run continues exactly: controller, rollout batch in use, order of the data and random state included.
 
         Raises:
-            CheckpointError: nothing complete to resume from.
+            CheckpointError: nothing complete to resume from, or a checkpoint that was sharded otherwise.
         """
         if resume_from_checkpoint is True:
             latest = checkpoints.latest_checkpoint(self.args.output_dir)
             if latest is None:
                 raise checkpoints.CheckpointError(f"{self.args.output_dir} has no complete checkpoint to resume from")
             resume_from_checkpoint = str(latest)
-        if resume_from_checkpoint and not checkpoints.read_marker(Path(resume_from_checkpoint)).get("resumable", True):
-            raise checkpoints.CheckpointError(
-                f"{resume_from_checkpoint} was saved with save_only_model: it has no optimizer state to resume from"
-            )
+        if resume_from_checkpoint:
+            self._check_resumable(Path(resume_from_checkpoint))
         self._update = None  # of a call that was interrupted
         if self.off_policy is not None:
             self.off_policy.reset()
@@ -66,6 +69,26 @@ class ResumableTrainer(GRPOTrainer):
         finally:
             if self._recording is not None:
                 self._recording.close()
+
+    def _check_resumable(self, checkpoint: Path) -> None:
+        if not checkpoints.read_marker(checkpoint).get("resumable", True):
+            raise checkpoints.CheckpointError(
+                f"{checkpoint} was saved with save_only_model: it has no optimizer state to resume from"
+            )
+        saved_by = checkpoints.sharding_of(checkpoint)
+        if saved_by is not None and saved_by != self._sharding:
+            how = _HOW_TO_RESUME[saved_by]
+            raise checkpoints.CheckpointError(f"{checkpoint} was saved by {saved_by}: resume {how}")
+        if saved_by is None and self._sharding is not None:
+            raise checkpoints.CheckpointError(
+                f"{checkpoint} was not saved by {self._sharding}: resume without it, or start a new run from its model"
+            )
+
+    @property
+    def _sharding(self) -> str | None:
+        if self.is_deepspeed_enabled:
+            return "DeepSpeed"
+        return "FSDP" if self.is_fsdp_enabled else None
 
     def _run_epoch(self, *args, **kwargs):
         # transformers would train a complete run that is resumed for one update more.

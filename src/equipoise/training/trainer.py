@@ -38,6 +38,7 @@ from equipoise.training.off_policy import OffPolicyRollouts
 from equipoise.training.polarity import advantage_by_polarity, observed
 from equipoise.training.resumable import ResumableTrainer
 from equipoise.training.seams import EpochSampler, OutputRecorder
+from equipoise.training.sharding import keep_float32_outputs, shard_on_cpu
 from equipoise.training.token_recording import TokenRecording
 from equipoise.training.update import MicroBatch, Update
 from equipoise.training.watches import IdleWatch, RatioWatch
@@ -98,6 +99,12 @@ class EquipoiseTrainer(ResumableTrainer):
         if args.record_tokens:
             self._recording = TokenRecording(args, self._tokenizer, self.accelerator)
             self.add_callback(self._recording)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """transformers' own, within its constructor; what it makes, reference models are sharded with as well."""
+        shard_on_cpu(self.args)
+        super().create_accelerator_and_postprocess()
+        keep_float32_outputs(self.accelerator)
 
     # ---- rollouts -----------------------------------------------------------------------------------------------
 
