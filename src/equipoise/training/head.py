@@ -73,7 +73,7 @@ def add_statistics_head(model: PreTrainedModel, *, temperature: float) -> None:
             # Sums want float32 logits; under autocast the product would be rounded to bf16 first.
             with torch.autocast(rows.device.type, enabled=False):
                 return linear_token_statistics(
-                    rows * factor,
+                    rows if factor == 1 else rows * factor,
                     weight,
                     labels[scored],
                     bias=None if bias is None else bias * factor,
