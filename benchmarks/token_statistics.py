@@ -2,15 +2,15 @@
 
     OMP_NUM_THREADS=1 python benchmarks/token_statistics.py --shape 2048 896 151936 --repetitions 5
 
-All contenders run interleaved in one process on the same inputs; a ratio compares neighbours in time, so that other
-load on the machine cancels. Where processes outnumber cores, processor time is the steadier measure. A GPU slows down
-when it runs hot, so that who runs after an idle moment is flattered: there a repetition is the median of a burst of
-calls after two that warm it up, and the order is drawn anew each time. The floor is the
-three matrix products that logits, dh and dW need (h W^T, dz W, dz^T h) with preallocated memory: on a CPU in vocabulary
-tiles, on a GPU whole, the fastest way we know to do nothing else. Scratch memory on a CPU is sampled every 2 ms as
-resident size in a process of its own per contender (it sees what any library allocates), less what is returned; on a
-GPU it is the peak of torch's allocator. Kernel tests run first: a benchmark of wrong numbers is refused.
-Writes results/token_statistics_<device>.csv, in which rows of another shape or type stay.
+All contenders run interleaved in one process on the same inputs; on a CPU a ratio compares neighbours in time, so that
+other load on the machine cancels, and where processes outnumber cores, processor time is the steadier measure. A GPU
+slows down when it runs hot, so that who runs after an idle moment is flattered: there a repetition is the median of a
+burst of calls after two that warm it up, and the order is drawn anew each time. The floor is the three matrix products
+that logits, dh and dW need (h W^T, dz W, dz^T h): on a CPU in vocabulary tiles with preallocated memory, on a GPU
+whole, the fastest way we know to do nothing else. Scratch memory on a CPU is sampled every 2 ms as resident size in a
+process of its own per contender (it sees what any library allocates), less what is returned; on a GPU it is the peak of
+torch's allocator. Kernel tests run first: a benchmark of wrong numbers is refused.
+Writes results/token_statistics_<device>.csv, in which rows of other contenders, shapes, types and devices stay.
 """
 
 import argparse
@@ -136,25 +136,23 @@ def torch_linear_cross_entropy_chunked(problem):
 def trl_chunked(problem):
     from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 
-    args = (
-        problem.hidden,
-        problem.weight,
-        None,
-        problem.targets,
-        1.0,
-        2048,
-        None,
-        1.0,
-        ("entropy", "log_sum_sq_probs"),
-    )
+    sums = ("entropy", "log_sum_sq_probs")
+    args = (problem.hidden, problem.weight, None, problem.targets, 1.0, trl_chunk(problem), None, 1.0, sums)
     return problem.gradients(ChunkedLogProbFunction.apply(*args)[0], problem.hidden, problem.weight)
 
 
 def trl_chunked_logprob_alone(problem):
     from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 
-    args = (problem.hidden, problem.weight, None, problem.targets, 1.0, min(2048, len(problem.weight)), None, 1.0, ())
+    args = (problem.hidden, problem.weight, None, problem.targets, 1.0, trl_chunk(problem), None, 1.0, ())
     return problem.gradients(ChunkedLogProbFunction.apply(*args)[0], problem.hidden, problem.weight)
+
+
+def trl_chunk(problem):
+    """Vocabulary entries at a time as TRL's trainer chooses them."""
+    from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE
+
+    return min(_CHUNKED_LOGPROB_CHUNK_SIZE, len(problem.weight))
 
 
 def liger(problem):
@@ -249,7 +247,7 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
-    parser.add_argument("--leave-out", nargs="*", default=[], choices=list(CONTENDERS), metavar="CONTENDER")
+    parser.add_argument("--leave-out", nargs="*", default=[], choices=list(CONTENDERS)[1:], metavar="CONTENDER")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)  # the process of one contender
     options = parser.parse_args()
     if options.memory_of:
@@ -412,13 +410,17 @@ def commit() -> str:
 
 
 def write(rows, options) -> None:
-    """Add the rows, in place of earlier ones of the same shape and type."""
+    """Add the rows, in place of earlier ones of the same contender, shape, type and device."""
     path = RESULTS / f"token_statistics_{options.device.split(':')[0]}.csv"
-    key = [str(x) for x in (*options.shape, options.dtype)]
-    kept = []
+
+    def key(row) -> list[str]:
+        columns = ("contender", "num_tokens", "width", "vocabulary", "dtype", "device", "threads")
+        return [str(row[name]) for name in columns]
+
+    new, kept = [key(row) for row in rows], []
     if path.exists():
         with path.open(newline="") as file:
-            kept = [r for r in csv.DictReader(file) if [*list(r.values())[1:5]] != key]
+            kept = [row for row in csv.DictReader(file) if key(row) not in new]
     RESULTS.mkdir(exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))

@@ -155,6 +155,24 @@ def test_other_cases_form_their_logits_again(case, expected, tile, monkeypatch):
     assert walks(monkeypatch, **case) == ((1, 0) if kept else expected)
 
 
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("trained", [("hidden",), NAMES])
+def test_hidden_states_may_be_laid_out_in_any_way(trained, backend):
+    if backend == "triton" and not triton_rows.available():
+        pytest.skip("needs a GPU or TRITON_INTERPRET=1")
+    values, targets, upstream = problem()
+    upstream = {"logprob": upstream["logprob"]}
+    transposed = values | {
+        "hidden": values["hidden"].t().contiguous().t(),
+        "weight": values["weight"].t().contiguous().t(),
+    }
+    plain, other = (
+        gradients(linear_token_statistics, x, targets, upstream, trained, backend=backend) for x in (values, transposed)
+    )
+    for a, b in zip(other, plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("trained", [("hidden",), NAMES])
 def test_a_second_backward_pass_gives_the_same(trained):
     values, targets, upstream = problem()

@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import peft
 import pytest
 import torch
 from trainer_setup import tiny_model
@@ -147,5 +148,28 @@ def test_a_head_that_is_not_gathered_is_refused():
     model.lm_head.weight.data = torch.empty(0)  # as DeepSpeed leaves it to those who do not call the module
     add_statistics_head(model, temperature=1.0)
     ids = torch.randint(2, 17, (1, 5))
-    with pytest.raises(ValueError, match="not gathered .* lora_target_modules, or use FSDP2"):
+    with pytest.raises(ValueError, match="not gathered where the head is called"):
+        model(input_ids=ids, labels=ids, fused_lm_head=True)
+
+
+def test_an_adapter_on_the_head_is_refused_and_a_trained_copy_of_it_is_used():
+    ids = torch.randint(2, 17, (1, 5))
+    adapted = peft.get_peft_model(tiny_model(), peft.LoraConfig(target_modules=["q_proj", "lm_head"]))
+    with pytest.raises(ValueError, match="an adapter on the LM head .* lora_target_modules"):
+        add_statistics_head(adapted.get_base_model(), temperature=1.0)
+    copied = peft.get_peft_model(tiny_model(), peft.LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"]))
+    with torch.no_grad():
+        copied.get_base_model().lm_head.weight.mul_(3)
+    add_statistics_head(copied.get_base_model(), temperature=1.0)
+    log_probs = copied(input_ids=ids, labels=ids, fused_lm_head=True).log_probs
+    expected = copied(input_ids=ids).logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
+    torch.testing.assert_close(log_probs, expected)
+
+
+def test_an_offloaded_head_is_refused():
+    model = tiny_model()
+    add_statistics_head(model, temperature=1.0)
+    model.lm_head = torch.nn.Linear(16, 17, device="meta")
+    ids = torch.randint(2, 17, (1, 5))
+    with pytest.raises(ValueError, match="the LM head is offloaded"):
         model(input_ids=ids, labels=ids, fused_lm_head=True)

@@ -257,6 +257,14 @@ def test_32b_does_not_fit_on_one_node_with_zero2():
     assert not plan(values, options(accelerate=recipe_folder() / "accelerate/one_node_zero2.yaml")).fits
 
 
+@pytest.mark.parametrize("stage", ["zero_stage: 1", "deepspeed_config_file: zero.json"])
+def test_a_stage_that_is_not_known_is_refused(tmp_path, stage):
+    path = tmp_path / "accelerate.yaml"
+    path.write_text(f"distributed_type: DEEPSPEED\nnum_processes: 8\ndeepspeed_config:\n  {stage}\n")
+    with pytest.raises(InputError, match="must give zero_stage 2 or 3, got (1|None); choose with --sharding"):
+        accelerate_sharding(path)
+
+
 def test_32b_fits_on_four_nodes_with_zero3_and_sampling_with_transformers_gathers_it():
     values = checked_keys(read_yaml(recipe_folder() / "papers/bapo_r1_distill_32b.yaml"), "")
     nodes = options(accelerate=recipe_folder() / "accelerate/several_nodes_zero3.yaml")

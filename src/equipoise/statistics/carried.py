@@ -24,7 +24,7 @@ class Carried(NamedTuple):
     @classmethod
     def nothing(cls, walk: HeadWalk) -> "Carried":
         """Before the first tile."""
-        losers = torch.zeros_like(walk.hidden, dtype=walk.dtype)
+        losers = walk.zero_hidden()
         return cls(losers, torch.zeros(len(losers), dtype=torch.long, device=losers.device))
 
     def fold_(

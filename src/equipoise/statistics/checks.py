@@ -19,6 +19,8 @@ def check_head(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | N
             f"hidden must be [..., width] with targets [...] and weight [vocabulary, width], got hidden "
             f"{tuple(hidden.shape)}, targets {tuple(targets.shape)}, weight {tuple(weight.shape)}"
         )
+    if not hidden.shape[-1]:
+        raise ValueError(f"hidden must have a width above 0, got hidden {tuple(hidden.shape)}")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias must be [{weight.shape[0]}] like the vocabulary, got {tuple(bias.shape)}")
     devices = {str(x.device) for x in (hidden, weight, targets, bias) if x is not None}

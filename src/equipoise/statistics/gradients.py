@@ -69,7 +69,7 @@ def walk_back(
         temperature: as the row operations have yet to apply it.
         softcap: likewise.
     """
-    hidden = torch.zeros_like(walk.hidden, dtype=walk.dtype) if wanted.hidden else None
+    hidden = walk.zero_hidden() if wanted.hidden else None
     weight = torch.empty_like(walk.weight) if wanted.weight else None
     bias = torch.empty_like(walk.raw_bias) if wanted.bias and walk.raw_bias is not None else None
     for tile in walk.tiles(formed=formed):

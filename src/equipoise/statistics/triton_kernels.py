@@ -224,8 +224,9 @@ def move_maximum(
         for start in range(0, width, block):
             column = start + tl.arange(0, block)
             inside = column < width
+            place = column.to(tl.int64) * weight_column_stride  # a head may be stored by columns
             sum_ = tl.load(sums + row * sums_stride + column, mask=inside, other=0.0)
-            former = tl.load(former_row + column * weight_column_stride, mask=inside, other=0.0).to(tl.float32)
+            former = tl.load(former_row + place, mask=inside, other=0.0).to(tl.float32)
             tl.store(sums + row * sums_stride + column, (sum_ + former) * scale, mask=inside)
         tl.store(entry_of + row, new_entry)
 

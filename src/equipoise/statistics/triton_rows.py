@@ -106,10 +106,13 @@ def move_maximum_(
         new_entry: int64, the new maximum's; -1 where the maximum stays.
         maximum_before: float32, -inf where there was none.
         maximum: float32.
+
+    Raises:
+        ValueError: a type or layout the kernel cannot work with.
     """
     from equipoise.statistics import triton_kernels
 
-    _check_tile(sums)
+    _check_tile(sums, "sums")
     _check_vectors(sums, maximum_before=maximum_before, maximum=maximum)
     if 0 in sums.shape:
         return
@@ -210,10 +213,10 @@ def _check_like(logits: Tensor, **tiles: Tensor) -> None:
             )
 
 
-def _check_tile(logits: Tensor) -> None:
+def _check_tile(logits: Tensor, name: str = "logits") -> None:
     if logits.dtype != torch.float32 or (logits.shape[1] > 1 and logits.stride(1) != 1):
         raise ValueError(
-            f"logits must be float32 with adjacent entries in a row, got {logits.dtype} with strides {logits.stride()}"
+            f"{name} must be float32 with adjacent entries in a row, got {logits.dtype} with strides {logits.stride()}"
         )
 
 

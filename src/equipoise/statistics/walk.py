@@ -56,8 +56,9 @@ class HeadWalk:
         self, hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float = 1.0, workspace: Tensor | None = None
     ):
         self.dtype = accumulation_dtype(hidden.dtype)
-        # CUDA multiplies half precision into float32; on a CPU a cast to float32 pays off tenfold.
-        half = hidden.is_cuda and hidden.dtype in (torch.bfloat16, torch.float16) and weight.dtype == hidden.dtype
+        # CUDA multiplies half precision into float32; on a CPU a cast to float32 pays off tenfold. The head may be in
+        # float32 all the same, as autocast leaves it: it is cast a tile at a time.
+        half = hidden.is_cuda and hidden.dtype in (torch.bfloat16, torch.float16)
         self.operand = hidden.dtype if half else self.dtype
         self.scale = 1.0 if half else scale
         self.hidden = self._times_scale(hidden.to(self.operand))
@@ -118,6 +119,10 @@ class HeadWalk:
         else:
             torch.addmm(bias, self.hidden, tile.weight.t(), out=tile.logits)
 
+    def zero_hidden(self) -> Tensor:
+        """A zero shaped like the hidden states, in the type of the sums; contiguous, whatever they are."""
+        return torch.zeros(self.hidden.shape, dtype=self.dtype, device=self.hidden.device)
+
     def add_hidden_product_(self, out: Tensor, x: Tensor, tile: Tile) -> None:
         """Add x @ (the tile's rows of the LM head) to `out` [tokens, width] in the type of the sums."""
         if self.operand == self.dtype:
@@ -131,6 +136,8 @@ class HeadWalk:
         """Write the gradient in the tile's rows of the LM head, from that in its logits."""
         if out.dtype == self.operand:
             torch.mm(gradient.t(), self.hidden, out=out)
+        elif out.dtype == self.dtype and out.is_cuda:
+            torch.mm(gradient.t(), self.hidden, out_dtype=self.dtype, out=out)
         else:
             out.copy_(gradient.t() @ self.hidden)
 
@@ -141,6 +148,8 @@ def _adds_half_products(device: torch.device) -> bool:
     total, factor = torch.zeros(8, 8, device=device), torch.zeros(8, 8, device=device, dtype=torch.bfloat16)
     try:
         torch.addmm(total, factor, factor, out_dtype=torch.float32, out=total)
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError:
         return False
     return True

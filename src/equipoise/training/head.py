@@ -48,7 +48,16 @@ def add_statistics_head(model: PreTrainedModel, *, temperature: float) -> None:
     Args:
         model: a causal language model, not wrapped in PEFT (pass the base model). Patched in place.
         temperature: of the sampling policy, > 0; divides the logits.
+
+    Raises:
+        ValueError: the LM head has an adapter of its own (`lora_target_modules`), whose part would be missing. A whole
+            copy that is trained (`modules_to_save`) is one head like any other.
     """
+    if hasattr(model.get_output_embeddings(), "base_layer"):
+        raise ValueError(
+            "an adapter on the LM head is not in its weight, which log-probs and entropies are formed from: leave the "
+            "head out of lora_target_modules"
+        )
     original_forward = model.forward
     text_config = model.config.get_text_config()
     softcap = getattr(text_config, "final_logit_softcapping", None)
@@ -64,16 +73,19 @@ def add_statistics_head(model: PreTrainedModel, *, temperature: float) -> None:
             kwargs.setdefault("output_router_logits", True)
         backbone = self.base_model(*args, **kwargs, use_cache=False)
         hidden, labels = backbone.last_hidden_state[:, :-1], labels[:, 1:]
-        head = self.get_output_embeddings()
+        head, origin = self.get_output_embeddings(), labels.device
+        if head.weight.is_meta:
+            raise ValueError("the LM head is offloaded: the statistics head needs its weight on a device")
         hidden, labels = hidden.to(head.weight.device), labels.to(head.weight.device)
         scored = labels != -100
 
         def of_rows(rows: Tensor) -> tuple[Tensor, ...]:
             weight, bias = _present(head)
+            rows = (rows if factor == 1 else rows * factor).to(_type_of_products(rows))
             # Sums want float32 logits; under autocast the product would be rounded to bf16 first.
             with torch.autocast(rows.device.type, enabled=False):
                 return linear_token_statistics(
-                    rows if factor == 1 else rows * factor,
+                    rows,
                     weight,
                     labels[scored],
                     bias=None if bias is None else bias * factor,
@@ -84,7 +96,7 @@ def add_statistics_head(model: PreTrainedModel, *, temperature: float) -> None:
         statistics = _in_the_place_of_forward(head, of_rows, hidden[scored])
         # Scattering keeps the graph connected when no label is scored: every rank then still has a backward pass.
         logprob, entropy, tendency, correction = (
-            x.new_zeros(scored.shape).masked_scatter(scored, x) for x in statistics
+            x.new_zeros(scored.shape).masked_scatter(scored, x).to(origin) for x in statistics
         )
         aux_loss = _load_balancing_loss(backbone, text_config, kwargs) if kwargs.get("output_router_logits") else None
         return StatisticsOutput(logprob, entropy, tendency, correction, aux_loss)
@@ -119,10 +131,17 @@ def _present(head: Any) -> tuple[Tensor, Tensor | None]:
     """Weight and bias of an LM head, whole."""
     if not head.weight.numel():
         raise ValueError(
-            "the weight of the LM head is not gathered where the head is called: DeepSpeed ZeRO-3 does not go with an "
-            "adapter on the LM head; leave it out of lora_target_modules, or use FSDP2"
+            "the weight of the LM head is not gathered where the head is called: DeepSpeed ZeRO-3 does not go with a "
+            "head that is wrapped in another module"
         )
     return head.weight, getattr(head, "bias", None)
+
+
+def _type_of_products(rows: Tensor) -> torch.dtype:
+    """That of the hidden states; on a GPU under autocast its type, since float32 products would be ten times slower."""
+    if rows.is_cuda and rows.dtype == torch.float32 and torch.is_autocast_enabled("cuda"):
+        return torch.get_autocast_dtype("cuda")
+    return rows.dtype
 
 
 def _load_balancing_loss(backbone, text_config, kwargs) -> Tensor:

@@ -180,7 +180,7 @@ def accelerate_sharding(path: Path) -> tuple[str, int]:
     """How an accelerate configuration spreads a model ("none", "fsdp2", "zero2", "zero3"), and over how many processes.
 
     Raises:
-        InputError: no such file, none that accelerate would read, or FSDP of version 1.
+        InputError: no such file, none that accelerate would read, FSDP of version 1, or DeepSpeed's stages 0 and 1.
     """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -193,7 +193,13 @@ def accelerate_sharding(path: Path) -> tuple[str, int]:
             raise InputError(f"accelerate configuration {path}: fsdp_version must be 2")
         return "fsdp2", processes
     if distributed == "DEEPSPEED":
-        return f"zero{(values.get('deepspeed_config') or {}).get('zero_stage', 2)}", processes
+        stage = (values.get("deepspeed_config") or {}).get("zero_stage")
+        if stage not in (2, 3):
+            raise InputError(
+                f"accelerate configuration {path}: deepspeed_config must give zero_stage 2 or 3, got {stage!r}; choose "
+                f"with --sharding what is in a DeepSpeed file of its own"
+            )
+        return f"zero{stage}", processes
     return "none", processes
 
 

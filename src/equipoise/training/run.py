@@ -42,7 +42,6 @@ from equipoise.training.evaluation import evaluate_policy
 from equipoise.training.loading import check_prompts, fit_threads, load_model, load_task, load_tokenizer
 from equipoise.training.recorder import HeldOutEvaluation, MetricsRecorder, ProgressBar
 from equipoise.training.settings import RunSettings, build, checked_keys, read_yaml
-from equipoise.training.sharding import check_savable
 from equipoise.training.trainer import EquipoiseTrainer
 
 logger = logging.getLogger("equipoise")
@@ -178,7 +177,6 @@ def _prepare(
         )
     except (ValueError, TypeError, ImportError, RuntimeError) as error:  # RuntimeError: a tracker is not installed
         raise InputError(" ".join(str(error).split())) from error
-    check_savable(trainer.accelerator)
     _add_callbacks(trainer, settings, task)
     return trainer
 

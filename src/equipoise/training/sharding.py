@@ -1,4 +1,4 @@
-"""What accelerate does to a run under FSDP2 that this trainer cannot take: DDP on CPUs, and outputs rounded to bf16."""
+"""What accelerate does to a sharded run that this trainer cannot take, mended where possible, else refused."""
 
 import os
 from dataclasses import replace

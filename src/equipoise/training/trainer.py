@@ -38,7 +38,7 @@ from equipoise.training.off_policy import OffPolicyRollouts
 from equipoise.training.polarity import advantage_by_polarity, observed
 from equipoise.training.resumable import ResumableTrainer
 from equipoise.training.seams import EpochSampler, OutputRecorder
-from equipoise.training.sharding import keep_float32_outputs, shard_on_cpu
+from equipoise.training.sharding import check_savable, keep_float32_outputs, shard_on_cpu
 from equipoise.training.token_recording import TokenRecording
 from equipoise.training.update import MicroBatch, Update
 from equipoise.training.watches import IdleWatch, RatioWatch
@@ -105,6 +105,7 @@ class EquipoiseTrainer(ResumableTrainer):
         shard_on_cpu(self.args)
         super().create_accelerator_and_postprocess()
         keep_float32_outputs(self.accelerator)
+        check_savable(self.accelerator)
 
     # ---- rollouts -----------------------------------------------------------------------------------------------
 
