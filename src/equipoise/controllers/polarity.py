@@ -62,7 +62,7 @@ class PolarityController:
         quadrants: Collection[str] = QUADRANTS,
         weight_bounds: Sequence[float] | None = None,
         reference_entropy: float | None = None,
-        reference_fraction: float = 0.4,
+        reference_fraction: float = 0.6,
         smoothing: float = 0.9,
         slow_smoothing: float = 0.99,
         warmup_updates: int = 5,
