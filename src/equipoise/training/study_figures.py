@@ -1,5 +1,6 @@
 """The pictures of a study: differences with their intervals, and every measure against the condition."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,9 +41,9 @@ def differences_figure(study: Study, rows: Sequence[Row], path: Path, *, baselin
     panels = figure.subplots(num_rows, num_columns, sharey=True, squeeze=False)
     for panel, (measure, title, chosen) in zip(panels.ravel(), cells, strict=True):
         _intervals(panel, [differences(rows, m, baseline, measure, chosen) for m in shown])
-        panel.set_title(f"{measure}, {title}" if title else measure, fontsize=9)
+        panel.set_title("\n".join([measure, *textwrap.wrap(title, 34)]), fontsize=9)
     for panel in panels[:, 0]:
-        panel.set_yticks(range(len(shown)), shown, fontsize=8)
+        panel.set_yticks(range(len(shown)), [textwrap.fill(m, 40) for m in shown], fontsize=8)
     panels[0, 0].invert_yaxis()
     figure.suptitle(f"{study.title}: minus {baseline}, paired by seed, 95% intervals", fontsize=11)
     figure.savefig(path)
