@@ -157,9 +157,9 @@ def test_other_cases_form_their_logits_again(case, expected, tile, monkeypatch):
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 @pytest.mark.parametrize("trained", [("hidden",), NAMES])
-def test_hidden_states_may_be_laid_out_in_any_way(trained, backend):
-    if backend == "triton" and not triton_rows.available():
-        pytest.skip("needs a GPU or TRITON_INTERPRET=1")
+def test_hidden_states_may_be_laid_out_in_any_way(trained, backend, tile):
+    if backend == "triton" and (tile != 37 or not triton_rows.available()):
+        pytest.skip("needs a GPU or TRITON_INTERPRET=1; one width of tiles is enough for the slow interpreter")
     values, targets, upstream = problem()
     upstream = {"logprob": upstream["logprob"]}
     transposed = values | {

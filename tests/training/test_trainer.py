@@ -230,7 +230,7 @@ def test_an_update_of_masked_completions_teaches_the_controller_nothing(tmp_path
     measured = [own(entry)["entropy"] for entry in log]
     assert [value is None for value in measured] == [True, False, True, False]
     assert subject.polarity_controller.num_updates == 2
-    assert subject.polarity_controller.reference_entropy == pytest.approx(0.4 * measured[1])
+    assert subject.polarity_controller.reference_entropy == pytest.approx(0.6 * measured[1])
 
 
 @pytest.mark.parametrize("loss_type", ["dapo", "cispo"])
