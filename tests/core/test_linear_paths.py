@@ -123,8 +123,8 @@ def test_gradcheck_of_hidden_states_before_a_frozen_head(head):
 def walks(monkeypatch, *, entropy=False, trained=("hidden",), recorded=True, **head):
     """How often the logits of the whole vocabulary were formed, and whether a sum for the gradient was carried."""
     formed, sums = [], []
-    form, nothing = walk.HeadWalk._form, carried.Carried.nothing
-    monkeypatch.setattr(walk.HeadWalk, "_form", lambda self, tile: (formed.append(tile.stop), form(self, tile)))
+    form, nothing = walk.HeadWalk.logits, carried.Carried.nothing
+    monkeypatch.setattr(walk.HeadWalk, "logits", lambda self, tile: (formed.append(tile.stop), form(self, tile))[1])
     monkeypatch.setattr(carried.Carried, "nothing", lambda made: (sums.append(1), nothing(made))[1])
     values, targets, upstream = problem()
     if not recorded:

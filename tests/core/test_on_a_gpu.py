@@ -14,9 +14,17 @@ from core_reference import (
 )
 
 from equipoise import linear_token_statistics
-from equipoise.statistics import walk
+from equipoise.statistics import triton_fused, walk
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.fixture(params=["one tile", "several tiles"])
+def tiles(request, monkeypatch):
+    """Logits that are kept, or formed again: on a Hopper GPU two different sets of kernels."""
+    if request.param == "several tiles":
+        monkeypatch.setattr(walk, "CUDA_TILES", (4096, 4096))
+        monkeypatch.setattr(triton_fused, "MOST_WAVES", 1)
 
 
 def problem(dtype, rows=512, width=1024, vocabulary=20_001):
@@ -41,6 +49,7 @@ def values_and_gradients(statistics, hidden, weight, targets, upstream, *, froze
     return [*(x.detach() for x in out), *torch.autograd.grad(chosen, leaves, weights)]
 
 
+@pytest.mark.usefixtures("tiles")
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen head"])
 @pytest.mark.parametrize("backend", ["triton", "torch"])
@@ -58,6 +67,7 @@ def test_errors_are_at_most_twice_those_of_plain_torch(dtype, backend, frozen, t
         assert largest_error(a, e) <= 2 * largest_error(p, e)
 
 
+@pytest.mark.usefixtures("tiles")
 @pytest.mark.parametrize("moving", [0, 512], ids=["no row moves", "all rows move"])
 @pytest.mark.parametrize("softcap", [None, 5.0])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -139,7 +149,7 @@ def test_addresses_beyond_two_to_the_31():
     torch.testing.assert_close(actual[tail], gradient, rtol=1e-2, atol=1e-5)
     frozen = linear_token_statistics(hidden, weight.detach(), targets, backend="triton")
     (actual,) = torch.autograd.grad(frozen.logprob.sum(), hidden)
-    torch.testing.assert_close(actual[tail], gradient, rtol=1e-2, atol=1e-3)  # weights of the sum are rounded to bf16
+    torch.testing.assert_close(actual[tail], gradient, rtol=1e-2, atol=1e-2)  # weights of the sum are rounded to bf16
 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen head"])

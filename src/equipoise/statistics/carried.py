@@ -37,12 +37,10 @@ class Carried(NamedTuple):
         target_logit: Tensor,
         **head: float | None,
     ) -> None:
-        """`fold_tile` of the module `rows`, and the tile's part of the sum; overwrites the tile's logits."""
+        """Form the tile's logits, then `fold_tile` of the module `rows` and the tile's part of the sum."""
         before, maximum_column = moments.maximum.clone(), torch.full_like(self.argmax, -1)
-        weights = walk.operand_tile(tile)
-        rows.fold_tile(
-            tile.logits, moments, column, target_logit, weights=weights, maximum_column=maximum_column, **head
-        )
+        logits, weights = walk.logits(tile), walk.operand_tile(tile)
+        rows.fold_tile(logits, moments, column, target_logit, weights=weights, maximum_column=maximum_column, **head)
         new_argmax = torch.where(maximum_column >= 0, maximum_column + tile.start, -1)
         rows.move_maximum_(self.losers, walk.weight, self.argmax, new_argmax, before, moments.maximum)
         walk.add_hidden_product_(self.losers, weights, tile)

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from equipoise.statistics.walk import HeadWalk
+from equipoise.statistics import triton_fused
+from equipoise.statistics.walk import HeadWalk, Tile
 
 
 class RowState(NamedTuple):
@@ -16,6 +17,7 @@ class RowState(NamedTuple):
     maximum: Tensor
     log_s0: Tensor
     entropy: Tensor
+    logprob: Tensor
     logprob_gradient: Tensor | None
     entropy_gradient: Tensor | None
 
@@ -62,7 +64,7 @@ def walk_back(
 
     Args:
         walk: over the tokens of `state`.
-        rows: the module with the row operations.
+        rows: the module with the row operations, which a fused walk does without.
         state: targets count from the first entry of the head that is walked.
         wanted: what is computed; None elsewhere.
         formed: the workspace holds the logits of the only tile.
@@ -72,21 +74,9 @@ def walk_back(
     hidden = walk.zero_hidden() if wanted.hidden else None
     weight = torch.empty_like(walk.weight) if wanted.weight else None
     bias = torch.empty_like(walk.raw_bias) if wanted.bias and walk.raw_bias is not None else None
-    for tile in walk.tiles(formed=formed):
-        # The sum over tokens is formed before rounding to what the matrix products take.
-        gradient = tile.logits if bias is not None else walk.operand_tile(tile)
-        rows.gradient_tile_(
-            tile.logits,
-            state.maximum,
-            state.log_s0,
-            state.entropy,
-            state.targets - tile.start,
-            state.logprob_gradient,
-            state.entropy_gradient,
-            temperature=temperature,
-            softcap=softcap,
-            out=gradient,
-        )
+    head = {"temperature": temperature, "softcap": softcap}
+    for tile in walk.tiles():
+        gradient = _in_logits(walk, rows, tile, state, formed=formed, summed=bias is not None, **head)
         if bias is not None:
             bias[tile.start : tile.stop] = gradient.sum(0).mul_(walk.scale)
             gradient = gradient.to(walk.operand)
@@ -97,3 +87,30 @@ def walk_back(
     if hidden is not None and walk.scale != 1:
         hidden.mul_(walk.scale)
     return HeadGradients(hidden, weight, bias)
+
+
+def _in_logits(
+    walk: HeadWalk,
+    rows: ModuleType,
+    tile: Tile,
+    state: RowState,
+    *,
+    formed: bool,
+    summed: bool,
+    temperature: float,
+    softcap: float | None,
+) -> Tensor:
+    """Gradient in the raw logits of a tile, rounded to the type of products unless it is `summed` over tokens first."""
+    column = state.targets - tile.start
+    of_row = (state.maximum, state.log_s0, state.entropy)
+    upstream = (state.logprob_gradient, state.entropy_gradient)
+    if walk.fused:
+        out = walk.operand_tile(tile)
+        triton_fused.gradient_into(
+            out, walk.hidden, tile.weight, *of_row, state.logprob, column, *upstream, temperature=temperature
+        )
+        return out
+    logits = walk.held(tile) if formed else walk.logits(tile)
+    out = logits if summed else walk.operand_tile(tile)
+    rows.gradient_tile_(logits, *of_row, column, *upstream, temperature=temperature, softcap=softcap, out=out)
+    return out

@@ -3,7 +3,8 @@
 The vocabulary is walked in tiles of all tokens (`walk`); the sums of the tiles merge (`moments`). The head is read once
 per walk and its gradient written once. The backward pass walks again, over the tokens that have an upstream gradient.
 It has two shortcuts: a vocabulary of one tile keeps its logits, and before a frozen head the forward pass carries the
-sum that the gradient of log-prob consists of (`carried`). Row operations: `torch_rows`, on a GPU `triton_rows`.
+sum that the gradient of log-prob consists of (`carried`). Row operations: `torch_rows`, on a GPU `triton_rows`; on a
+Hopper GPU `triton_fused` does them where the logits are formed.
 """
 
 from typing import NamedTuple
@@ -13,12 +14,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from equipoise.statistics import torch_rows, triton_rows
+from equipoise.statistics import torch_rows, triton_fused, triton_rows
 from equipoise.statistics.carried import Carried
 from equipoise.statistics.checks import check_head, check_rows, check_targets, check_temperature
 from equipoise.statistics.gradients import RowState, Wanted, walk_back
-from equipoise.statistics.moments import Moments, absent_part, row_statistics
-from equipoise.statistics.walk import HeadWalk
+from equipoise.statistics.moments import row_statistics
+from equipoise.statistics.sums import walk_forward
+from equipoise.statistics.walk import HeadWalk, tile_width
 from equipoise.types import TokenStatistics
 
 BACKENDS = ("auto", "torch", "triton")
@@ -95,12 +97,22 @@ class _Settings(NamedTuple):
         """The module with the row operations."""
         return triton_rows if self.triton else torch_rows
 
-    def walk(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, workspace: Tensor | None = None) -> HeadWalk:
-        """The tiles of the head over some tokens."""
+    def walk(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        *,
+        logits: Tensor | None = None,
+        needs_logits: bool = False,
+    ) -> HeadWalk:
+        """The tiles of the head over some tokens; `logits` are those of the only tile, if they were kept."""
         # In the hidden states the temperature costs nothing per logit; a softcap acts before it. Triton kernels
         # divide for free.
         folded = self.softcap is None and not self.triton
-        return HeadWalk(hidden, weight, bias, 1 / self.temperature if folded else 1.0, workspace)
+        needs_logits |= logits is not None or not self.triton
+        fused = not needs_logits and triton_fused.fits(hidden, weight, bias, self.softcap)
+        return HeadWalk(hidden, weight, bias, 1 / self.temperature if folded else 1.0, logits, fused=fused)
 
     def of_rows(self, walk: HeadWalk) -> dict:
         """Temperature and softcap as the row operations have yet to apply them."""
@@ -110,26 +122,18 @@ class _Settings(NamedTuple):
 class _LinearStatistics(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, targets, bias, settings: _Settings):
-        walk = settings.walk(hidden, weight, bias)
-        moments = Moments(*(x.clone() for x in absent_part(hidden.shape[:1], walk.dtype, hidden.device)))
-        target_logit = torch.zeros(targets.shape, dtype=walk.dtype, device=hidden.device)
         prepares = settings.recorded and any(ctx.needs_input_grad)
-        keeps = prepares and walk.num_tiles == 1
+        keeps = prepares and tile_width(len(hidden), len(weight), hidden.device) >= len(weight)
         carries = prepares and not keeps and settings.softcap is None and not any(ctx.needs_input_grad[1:])
+        walk = settings.walk(hidden, weight, bias, needs_logits=keeps or carries)
         carried = Carried.nothing(walk) if carries else None
-        rows, head = settings.rows, settings.of_rows(walk)
-        for tile in walk.tiles():
-            column = targets - tile.start
-            if carried is None:
-                rows.fold_tile(tile.logits, moments, column, target_logit, **head)
-            else:
-                carried.fold_(walk, rows, tile, moments, column, target_logit, **head)
+        moments, target_logit = walk_forward(walk, settings.rows, targets, carried, **settings.of_rows(walk))
         logprob, entropy, tendency, correction, log_s0 = row_statistics(moments, target_logit)
         # Last: a GPU has all its work by now, and no operation above goes wrong on what is refused here.
         check_targets(targets, len(weight))
         check_rows(moments.maximum)
         ctx.save_for_backward(
-            hidden, weight, targets, bias, moments.maximum, log_s0, entropy, moments.t0, *(carried or ())
+            hidden, weight, targets, bias, moments.maximum, log_s0, entropy, logprob, moments.t0, *(carried or ())
         )
         ctx.settings = settings
         # A vocabulary of one tile: its logits are the workspace, and kept they spare forming them again.
@@ -143,14 +147,14 @@ class _LinearStatistics(torch.autograd.Function):
     def backward(ctx, logprob_gradient, entropy_gradient, *_):  # pyright: ignore[reportIncompatibleMethodOverride]
         if logprob_gradient is None and entropy_gradient is None:
             return (None,) * 5
-        hidden, weight, targets, bias, maximum, log_s0, entropy, t0, *carried = ctx.saved_tensors
+        hidden, weight, targets, bias, maximum, log_s0, entropy, logprob, t0, *carried = ctx.saved_tensors
         if carried and entropy_gradient is None:
             gradient = Carried(*carried).hidden_gradient(
                 weight, targets, t0, logprob_gradient / ctx.settings.temperature
             )
             return gradient.to(hidden.dtype), None, None, None, None
         g, g_entropy = (None if x is None else x.contiguous() for x in (logprob_gradient, entropy_gradient))
-        state = RowState(targets, maximum, log_s0, entropy, g, g_entropy)
+        state = RowState(targets, maximum, log_s0, entropy, logprob, g, g_entropy)
         logits, ctx.logits = ctx.logits, None  # overwritten below; a second backward pass forms them again
         return _gradients(hidden, weight, bias, state, logits, ctx.needs_input_grad, ctx.settings)
 
@@ -162,7 +166,7 @@ def _gradients(hidden, weight, bias, state: RowState, logits, needs_input_grad, 
     if index is not None:
         logits = None if logits is None else logits.view(num_rows, -1)[index].view(-1)
         state, hidden = state.at(index), hidden[index]
-    walk = settings.walk(hidden, weight, bias, logits)
+    walk = settings.walk(hidden, weight, bias, logits=logits)
     wants_hidden, wants_weight, _, wants_bias = needs_input_grad[:4]
     found = walk_back(
         walk,

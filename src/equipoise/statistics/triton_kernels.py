@@ -22,7 +22,7 @@ import triton.language as tl
 @no_type_check
 def _floored(x):
     """x where e^x is a float32 number above 0, else a finite exponent with e^x = 0, so that 0 * -inf cannot arise."""
-    return tl.where(x < -150.0, -150.0, x)  # a maximum() would hide NaN
+    return tl.maximum(x, -150.0, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
@@ -84,22 +84,23 @@ def _tempered(raw, temperature, softcap, capped: tl.constexpr, heated: tl.conste
 
 @triton.jit
 @no_type_check
-def _sums(z):
-    """`moments_of` one block."""
-    maximum = tl.max(z, axis=0)  # passes NaN over
+def _sums(z, axis: tl.constexpr):
+    """`moments_of` one block, or of one in each row of it."""
+    maximum = tl.max(z, axis=axis)  # passes NaN over
     # A block without any token: -inf - -inf would be NaN where "absent" is meant.
-    shifted = _floored(z - tl.where(tl.abs(maximum) == float("inf"), 0.0, maximum))
-    # Lanes as large as the maximum all weigh 1: all but one of them are counted instead of looked for, so that ties
+    reference = tl.where(tl.abs(maximum) == float("inf"), 0.0, maximum)
+    shifted = _floored(z - tl.expand_dims(reference, axis))
+    # Entries as large as the maximum all weigh 1: all but one of them are counted instead of looked for, so that ties
     # need no choice. NaN equals nothing and reaches the sums.
-    at_maximum = z == maximum
+    at_maximum = z == tl.expand_dims(maximum, axis)
     weight = tl.where(at_maximum, 0.0, _exp(shifted))
     weighted = shifted * weight
-    count = tl.sum(at_maximum.to(tl.float32), axis=0)
+    count = tl.sum(at_maximum.to(tl.float32), axis=axis)
     ties = tl.maximum(count - 1.0, 0.0)  # a block without any token is left out by `_merged`, whatever its sums
-    t0 = tl.sum(weight, axis=0) + ties
-    s1 = tl.sum(weighted, axis=0)
-    u0 = tl.sum(weight * weight, axis=0) + ties
-    q1 = tl.sum(weighted * weight, axis=0)
+    t0 = tl.sum(weight, axis=axis) + ties
+    s1 = tl.sum(weighted, axis=axis)
+    u0 = tl.sum(weight * weight, axis=axis) + ties
+    q1 = tl.sum(weighted * weight, axis=axis)
     return tl.where(t0 == t0, maximum, t0), t0, s1, u0, q1
 
 
@@ -167,7 +168,7 @@ def fold(
         tempered, _slope = _tempered(raw, temperature, softcap, capped, heated)
         if capped:  # which has made -inf a finite number
             tempered = tl.where(inside, tempered, -float("inf"))
-        b_maximum, b_t0, b_s1, b_u0, b_q1 = _sums(tempered)
+        b_maximum, b_t0, b_s1, b_u0, b_q1 = _sums(tempered, 0)
         maximum, t0, s1, u0, q1 = _merged(maximum, t0, s1, u0, q1, b_maximum, b_t0, b_s1, b_u0, b_q1)
     tl.store(maximum_of + row, maximum)
     tl.store(t0_of + row, t0)

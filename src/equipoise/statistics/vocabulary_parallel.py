@@ -3,6 +3,7 @@
 A shard of the vocabulary is a large tile: its sums merge with those of the other shards as tiles merge (`moments`).
 """
 
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -11,10 +12,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from equipoise.statistics import torch_rows, triton_rows
+from equipoise.statistics import torch_rows, triton_fused, triton_rows
 from equipoise.statistics.checks import accumulation_dtype, check_head, check_rows, check_targets, check_temperature
 from equipoise.statistics.gradients import RowState, Wanted, walk_back
 from equipoise.statistics.moments import Moments, absent_part, merged, row_statistics
+from equipoise.statistics.sums import walk_forward
 from equipoise.statistics.walk import HeadWalk
 from equipoise.types import TokenStatistics
 
@@ -90,11 +92,12 @@ class _Shard(NamedTuple):
         """Keyword arguments of the row operations."""
         return {"temperature": self.temperature, "softcap": self.softcap}
 
-
-def _row_operations(hidden: Tensor):
-    """The module with the row operations."""
-    on_cuda = hidden.is_cuda and accumulation_dtype(hidden.dtype) == torch.float32
-    return triton_rows if on_cuda and triton_rows.available() else torch_rows
+    def walk(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[HeadWalk, ModuleType]:
+        """The tiles of the shard and the module with the row operations."""
+        on_cuda = hidden.is_cuda and accumulation_dtype(hidden.dtype) == torch.float32
+        uses_triton = on_cuda and triton_rows.available()
+        fused = uses_triton and triton_fused.fits(hidden, weight, bias, self.softcap)
+        return HeadWalk(hidden, weight, bias, fused=fused), triton_rows if uses_triton else torch_rows
 
 
 def _gathered(values: Tensor, group) -> Tensor:
@@ -134,17 +137,12 @@ def _covered(spans: list[list[int]]) -> int:
 class _VocabularyParallel(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, bias, targets, shard):
-        rows, walk = _row_operations(hidden), HeadWalk(hidden, weight, bias)
-        # Five tensors of their own: the row operations write in place.
-        moments = Moments(*(x.clone() for x in absent_part(targets.shape, walk.dtype, hidden.device)))
-        target_logit = torch.zeros_like(moments.maximum)
-        for tile in walk.tiles():
-            column = targets - (shard.start + tile.start)
-            rows.fold_tile(tile.logits, moments, column, target_logit, **shard.settings())
+        walk, rows = shard.walk(hidden, weight, bias)
+        moments, target_logit = walk_forward(walk, rows, targets - shard.start, **shard.settings())
         moments, target_logit = _of_all_shards(moments, target_logit, targets, shard)
         check_rows(moments.maximum)
         logprob, entropy, tendency, correction, log_s0 = row_statistics(moments, target_logit)
-        ctx.save_for_backward(hidden, weight, bias, targets, moments.maximum, log_s0, entropy)
+        ctx.save_for_backward(hidden, weight, bias, targets, moments.maximum, log_s0, entropy, logprob)
         ctx.shard = shard
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(tendency, correction)
@@ -155,12 +153,12 @@ class _VocabularyParallel(torch.autograd.Function):
     def backward(ctx, logprob_gradient, entropy_gradient, *_):  # pyright: ignore[reportIncompatibleMethodOverride]
         if logprob_gradient is None and entropy_gradient is None:
             return (None,) * 5
-        hidden, weight, bias, targets, maximum, log_s0, entropy = ctx.saved_tensors
-        shard, rows = ctx.shard, _row_operations(hidden)
+        hidden, weight, bias, targets, maximum, log_s0, entropy, logprob = ctx.saved_tensors
+        shard: _Shard = ctx.shard
         g, g_entropy = (None if x is None else x.contiguous() for x in (logprob_gradient, entropy_gradient))
-        state = RowState(targets - shard.start, maximum, log_s0, entropy, g, g_entropy)
+        state = RowState(targets - shard.start, maximum, log_s0, entropy, logprob, g, g_entropy)
         wanted = Wanted(*ctx.needs_input_grad[:3])
-        found = walk_back(HeadWalk(hidden, weight, bias), rows, state, wanted, **shard.settings())
+        found = walk_back(*shard.walk(hidden, weight, bias), state, wanted, **shard.settings())
         hidden_gradient = found.hidden
         if hidden_gradient is not None:
             dist.all_reduce(hidden_gradient, group=shard.group)  # before it is rounded to the type of `hidden`

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from equipoise.statistics import triton_fused
 from equipoise.statistics.checks import accumulation_dtype
 
 TILE = 2048
@@ -33,41 +34,48 @@ def tile_width(num_rows: int, vocabulary: int, device: torch.device) -> int:
 
 
 class Tile(NamedTuple):
-    """Entries start to stop of the vocabulary: their rows of the LM head and the logits [tokens, stop - start]."""
+    """Entries start to stop of the vocabulary and their rows of the LM head, in the type that products take."""
 
     start: int
     stop: int
     weight: Tensor
-    logits: Tensor
 
 
 class HeadWalk:
-    """Tiles of scale * (hidden @ weight.T + bias), each formed in the same workspace, and products with them.
+    """Tiles of scale * (hidden @ weight.T + bias), each in the same workspace, and products with them.
 
     Args:
         hidden: [tokens, width].
         weight: [vocabulary, width].
         bias: [vocabulary] or None.
         scale: factor of the logits, left out where it would have to round half-precision operands.
-        workspace: flat, of tokens * tile width, or None for a new one.
+        workspace: flat, of tokens * tile width, or None for a new one once logits are formed.
+        fused: logits never are: `triton_fused` forms the gradient in them at once.
     """
 
     def __init__(
-        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float = 1.0, workspace: Tensor | None = None
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        scale: float = 1.0,
+        workspace: Tensor | None = None,
+        *,
+        fused: bool = False,
     ):
         self.dtype = accumulation_dtype(hidden.dtype)
         # CUDA multiplies half precision into float32; on a CPU a cast to float32 pays off tenfold. The head may be in
         # float32 all the same, as autocast leaves it: it is cast a tile at a time.
-        half = hidden.is_cuda and hidden.dtype in (torch.bfloat16, torch.float16)
+        half = fused or (hidden.is_cuda and hidden.dtype in (torch.bfloat16, torch.float16))
         self.operand = hidden.dtype if half else self.dtype
         self.scale = 1.0 if half else scale
         self.hidden = self._times_scale(hidden.to(self.operand))
         self.weight, self.raw_bias = weight, bias
         self.bias = None if bias is None else self._times_scale(bias.to(self.dtype))
-        self.tile_width = tile_width(len(hidden), len(weight), hidden.device)
-        if workspace is None:
-            workspace = torch.empty(len(hidden) * self.tile_width, dtype=self.dtype, device=hidden.device)
-        self.workspace = workspace
+        self.fused = fused
+        width = triton_fused.tile_width if fused else tile_width
+        self.tile_width = width(len(hidden), len(weight), hidden.device)
+        self._given_workspace = workspace
         cast = weight.dtype != self.operand
         self.cast_weight = weight.new_empty(self.tile_width, weight.shape[1], dtype=self.operand) if cast else None
 
@@ -79,45 +87,61 @@ class HeadWalk:
         """Tiles in the vocabulary."""
         return -(-len(self.weight) // self.tile_width)
 
-    def tiles(self, *, formed: bool = False) -> Iterator[Tile]:
-        """Each tile, whose logits the next one overwrites. `formed`: the workspace holds those of the only one."""
+    def tiles(self) -> Iterator[Tile]:
+        """Each tile; a head of another type is cast tile by tile, each into the memory of the one before."""
         for start in range(0, len(self.weight), self.tile_width):
             stop = min(start + self.tile_width, len(self.weight))
             weight = self.weight[start:stop]
             if self.cast_weight is not None:
                 weight = self.cast_weight[: stop - start].copy_(weight)
-            tile = Tile(start, stop, weight, self._view(self.workspace, stop - start))
-            if not formed:
-                self._form(tile)
-            yield tile
+            yield Tile(start, stop, weight)
+
+    def logits(self, tile: Tile) -> Tensor:
+        """Those of the tile [tokens, stop - start], in memory that the next tile overwrites."""
+        out = self.held(tile)
+        bias = None if self.bias is None else self.bias[tile.start : tile.stop]
+        if self.operand != self.dtype:
+            torch.mm(self.hidden, tile.weight.t(), out_dtype=self.dtype, out=out)
+            if bias is not None:
+                out.add_(bias)
+        elif bias is None:
+            torch.mm(self.hidden, tile.weight.t(), out=out)
+        else:
+            torch.addmm(bias, self.hidden, tile.weight.t(), out=out)
+        return out
+
+    def held(self, tile: Tile) -> Tensor:
+        """What the memory of the logits holds of the tile."""
+        return self._view(self.workspace, tile)
 
     def operand_tile(self, tile: Tile) -> Tensor:
         """Memory shaped like the logits of a tile, in the type that products take: the logits' own where it is theirs.
 
         The next tile overwrites it.
         """
-        if self.operand == self.dtype:
-            return tile.logits
-        return self._view(self._operand_workspace, tile.stop - tile.start)
+        return self.held(tile) if self.operand == self.dtype else self._view(self._operand_workspace, tile)
+
+    @functools.cached_property
+    def workspace(self) -> Tensor:
+        """Memory of the logits, flat."""
+        return self._new_workspace(self.dtype) if self._given_workspace is None else self._given_workspace
 
     @functools.cached_property
     def _operand_workspace(self) -> Tensor:
-        return torch.empty_like(self.workspace, dtype=self.operand)
+        return self._new_workspace(self.operand)
 
-    def _view(self, workspace: Tensor, width: int) -> Tensor:
-        num_rows = len(self.hidden)
-        return workspace[: num_rows * width].view(num_rows, width)
+    def _new_workspace(self, dtype: torch.dtype) -> Tensor:
+        num_rows, width = len(self.hidden), self._row_stride(self.tile_width)
+        return torch.empty(num_rows * width, dtype=dtype, device=self.hidden.device)
 
-    def _form(self, tile: Tile) -> None:
-        bias = None if self.bias is None else self.bias[tile.start : tile.stop]
-        if self.operand != self.dtype:
-            torch.mm(self.hidden, tile.weight.t(), out_dtype=self.dtype, out=tile.logits)
-            if bias is not None:
-                tile.logits.add_(bias)
-        elif bias is None:
-            torch.mm(self.hidden, tile.weight.t(), out=tile.logits)
-        else:
-            torch.addmm(bias, self.hidden, tile.weight.t(), out=tile.logits)
+    def _row_stride(self, width: int) -> int:
+        """Entries from one row of a tile to the next; the copy engine of a GPU wants a multiple of 16 bytes."""
+        return -(-width // 8) * 8 if self.fused else width
+
+    def _view(self, workspace: Tensor, tile: Tile) -> Tensor:
+        num_rows, width = len(self.hidden), tile.stop - tile.start
+        stride = self._row_stride(width)
+        return workspace[: num_rows * stride].view(num_rows, stride)[:, :width]
 
     def zero_hidden(self) -> Tensor:
         """A zero shaped like the hidden states, in the type of the sums; contiguous, whatever they are."""

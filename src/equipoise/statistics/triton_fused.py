@@ -1,0 +1,204 @@
+"""The walk over an LM head on a Hopper GPU with product and row operation in one kernel: `triton_fused_kernels`.
+
+Other GPUs, a bias, a softcap and float32 go through a workspace of logits (`walk`, `triton_rows`). Importing this
+module does not load triton; the first call does.
+"""
+
+import functools
+import importlib.util
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from equipoise.statistics.moments import Moments
+
+BLOCK = {"rows": 128, "columns": 256, "depth": 64}
+"""Logits that a program forms at a time, and how much of the width it loads at a time."""
+
+GROUP = {"group": 16}
+"""Row blocks that run side by side: their hidden states stay in the second-level cache while the head streams by."""
+
+LAUNCH = {"num_warps": 8, "num_stages": 3}
+
+STRIP = 32
+"""Blocks of the vocabulary that one program folds, at most."""
+
+
+TILE_ELEMENTS = 2**23 * 9
+"""Logits per tile of a backward pass: 151 MB of gradients in half precision."""
+
+MOST_WAVES, LEAST_WIDTH = 4, 2048
+"""Limits of the width of a tile: as many entries as keep all multiprocessors busy, and few enough to bound memory."""
+
+
+def fits(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None) -> bool:
+    """Whether these kernels do the work: what they do not compute, and what Hopper's copy engine cannot address."""
+    return (
+        bias is None
+        and softcap is None
+        and hidden.dtype in (torch.bfloat16, torch.float16)
+        and weight.dtype == hidden.dtype
+        and 0 not in hidden.shape
+        and all(_addressable(x) for x in (hidden, weight))
+        and hidden.is_cuda
+        and _is_hopper(hidden.device)
+    )
+
+
+def _addressable(x: Tensor) -> bool:
+    return x.stride(1) == 1 and x.stride(0) * x.element_size() % 16 == 0 and x.data_ptr() % 16 == 0
+
+
+@functools.cache
+def _is_hopper(device: torch.device) -> bool:
+    has_descriptors = importlib.util.find_spec("triton.tools.tensor_descriptor") is not None
+    return torch.cuda.get_device_capability(device)[0] == 9 and has_descriptors
+
+
+@functools.cache
+def processors(device: torch.device) -> int:
+    """Multiprocessors of a GPU; 3 for triton's interpreter, so that programs have several blocks."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 3
+
+
+def tile_width(num_rows: int, vocabulary: int, device: torch.device) -> int:
+    """Vocabulary entries per tile of a backward pass.
+
+    Where there is room for it, multiples of 64 per multiprocessor: the blocks of both gradients that a tile leads to,
+    in logits and in the head, then come in whole rounds of all multiprocessors.
+    """
+    wave = 64 * processors(device)
+    width = min(TILE_ELEMENTS // num_rows, MOST_WAVES * wave)
+    width = width // wave * wave or max(LEAST_WIDTH, width // 256 * 256)
+    return min(width, vocabulary)
+
+
+def fold_head(
+    hidden: Float[Tensor, "rows width"],
+    weight: Float[Tensor, "vocabulary width"],
+    targets: Int[Tensor, " rows"],
+    *,
+    temperature: float,
+) -> tuple[Moments, Float[Tensor, " rows"]]:
+    """Moments of hidden @ weight.T / temperature, and the targets' logits: the whole forward pass.
+
+    Args:
+        hidden: half precision, as `fits` wants it.
+        weight: in the type of `hidden`.
+        targets: int64 entry of each row's target; a value outside the vocabulary means "not in this part of it".
+        temperature: > 0.
+
+    Returns:
+        float32 each. The target's logit is 0 where it is not in this part.
+    """
+    from triton import cdiv
+
+    from equipoise.statistics import triton_fused_kernels as kernels
+
+    num_rows, vocabulary = len(hidden), len(weight)
+    row_blocks = cdiv(num_rows, BLOCK["rows"])
+    strip = strip_length(row_blocks, cdiv(vocabulary, BLOCK["columns"]), processors(hidden.device))
+    num_strips = cdiv(vocabulary, strip * BLOCK["columns"])
+    parts = torch.empty(5, num_strips, num_rows, device=hidden.device)
+    target_logit = torch.zeros(num_rows, device=hidden.device)
+    moments = Moments(*(torch.empty(num_rows, device=hidden.device) for _ in Moments._fields))
+    with torch.cuda.device_of(hidden):
+        kernels.fold_strips[(row_blocks * num_strips,)](
+            _descriptor(hidden, BLOCK["rows"], BLOCK["depth"]),
+            _descriptor(weight, BLOCK["columns"], BLOCK["depth"]),
+            parts,
+            targets.contiguous(),
+            target_logit,
+            num_rows,
+            vocabulary,
+            hidden.shape[1],
+            1 / temperature,
+            strip,
+            num_strips,
+            heated=temperature != 1,
+            **GROUP,
+            **BLOCK,
+            **LAUNCH,
+        )
+        kernels.merge_strips[(cdiv(num_rows, 32),)](
+            parts, *moments, num_rows, num_strips, rows=32, num_warps=1, enable_fp_fusion=False
+        )
+    return moments, target_logit
+
+
+def strip_length(row_blocks: int, column_blocks: int, processors: int) -> int:
+    """Blocks per program, such that programs of that length fill the processors with the least idle time."""
+
+    def rounds(length: int) -> int:
+        return -(-row_blocks * -(-column_blocks // length) // processors) * length
+
+    return min(range(1, STRIP + 1), key=lambda length: (rounds(length), -length))
+
+
+def gradient_into(
+    out: Float[Tensor, "rows tile"],
+    hidden: Float[Tensor, "rows width"],
+    weight: Float[Tensor, "tile width"],
+    maximum: Float[Tensor, " rows"],
+    log_s0: Float[Tensor, " rows"],
+    entropy: Float[Tensor, " rows"],
+    logprob: Float[Tensor, " rows"],
+    targets: Int[Tensor, " rows"],
+    logprob_gradient: Float[Tensor, " rows"] | None,
+    entropy_gradient: Float[Tensor, " rows"] | None,
+    *,
+    temperature: float,
+) -> None:
+    """Write the gradient of sum(g logprob + g_H entropy) in the raw logits hidden @ weight.T of a tile.
+
+    Args:
+        out: in the type of `hidden`; rows begin at multiples of 16 bytes.
+        hidden: half precision, as `fits` wants it.
+        weight: the tile's rows of the LM head.
+        maximum: of the tempered logits of the whole row; like the next three float32 and contiguous.
+        log_s0: log Z - maximum.
+        entropy: of the whole row, in nats.
+        logprob: of the target, wherever it is.
+        targets: int64 column of each row's target within this tile; any other value means "not in this tile".
+        logprob_gradient: g, or None for 0.
+        entropy_gradient: g_H, or None for 0.
+        temperature: > 0.
+    """
+    from triton import cdiv
+
+    from equipoise.statistics import triton_fused_kernels as kernels
+
+    row_blocks, column_blocks = cdiv(len(hidden), BLOCK["rows"]), cdiv(len(weight), BLOCK["columns"])
+    programs = processors(hidden.device)
+    with torch.cuda.device_of(hidden):
+        kernels.gradient[(min(programs, row_blocks * column_blocks),)](
+            _descriptor(hidden, BLOCK["rows"], BLOCK["depth"]),
+            _descriptor(weight, BLOCK["columns"], BLOCK["depth"]),
+            _descriptor(out, BLOCK["rows"], BLOCK["columns"] // 2),
+            targets.contiguous(),
+            maximum,
+            log_s0,
+            entropy,
+            logprob,
+            # Any pointer will do for a gradient that is not there: the kernel is compiled without it.
+            entropy if logprob_gradient is None else logprob_gradient.float().contiguous(),
+            entropy if entropy_gradient is None else entropy_gradient.float().contiguous(),
+            len(hidden),
+            hidden.shape[1],
+            row_blocks,
+            column_blocks,
+            1 / temperature,
+            of_logprob=logprob_gradient is not None,
+            of_entropy=entropy_gradient is not None,
+            programs=programs,
+            **GROUP,
+            **BLOCK,
+            **LAUNCH,
+        )
+
+
+def _descriptor(x: Tensor, rows: int, columns: int):
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    return TensorDescriptor.from_tensor(x, [rows, columns])
