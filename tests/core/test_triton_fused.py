@@ -1,4 +1,4 @@
-"""The fused Triton kernels against the definitions: on a Hopper GPU where there is one, else in triton's interpreter."""
+"""The fused Triton kernels against the definitions, on a Hopper GPU where there is one, else in the interpreter."""
 
 import math
 import os
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from equipoise import linear_token_statistics
 from equipoise.statistics import triton_fused, triton_rows, walk
-from equipoise.statistics.moments import Moments, moments_of, row_statistics
+from equipoise.statistics.moments import Moments, absent_part, moments_of, row_statistics
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
@@ -27,7 +27,7 @@ needs_kernels = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def _blocks(monkeypatch):
-    """Blocks small enough that a few dozen tokens and entries take several; on a GPU those that products are made of."""
+    """Blocks small enough that a few dozen tokens and entries take several; on a GPU those it is made for."""
     if not ON_GPU:
         monkeypatch.setattr(triton_fused, "BLOCK", {"rows": 16, "columns": 32, "depth": 32})
         monkeypatch.setattr(triton_fused, "GROUP", {"group": 2})
@@ -56,7 +56,11 @@ def logits_of(hidden, weight, temperature=1.0):
 
 
 def folded(hidden, weight, targets, temperature=1.0):
-    return triton_fused.fold_head(hidden, weight, targets, temperature=temperature)
+    """Moments and targets' logits, which are 77 where nothing was written."""
+    moments = Moments(*(x.clone() for x in absent_part(targets.shape, torch.float32, targets.device)))
+    target_logit = torch.full_like(moments.maximum, 77.0)
+    triton_fused.fold_into(moments, target_logit, hidden, weight, targets, temperature=temperature)
+    return moments, target_logit
 
 
 @needs_kernels
@@ -68,8 +72,8 @@ def test_sums_and_targets_are_those_of_the_definition(shape, dtype, temperature)
     moments, target_logit = folded(hidden, weight, targets, temperature)
     exact = logits_of(hidden, weight, temperature)
     for name, a, e in zip(Moments._fields, moments, moments_of(exact), strict=True):
-        # The product is summed in float32: a difference of 1e-6 in a logit is one of 1e-6 in its weight.
-        torch.testing.assert_close(a.double(), e, rtol=2e-5, atol=1e-30, msg=name)
+        # A difference of 1e-6 in a logit is one of 2e-5 in a z' of .05, and tensor cores cut off instead of rounding.
+        torch.testing.assert_close(a.double(), e, rtol=1e-4, atol=1e-30, msg=name)
     torch.testing.assert_close(target_logit.double(), exact.gather(1, targets[:, None])[:, 0], rtol=1e-5, atol=1e-5)
 
 
@@ -81,6 +85,16 @@ def test_strips_of_any_length_merge_to_the_same(length, monkeypatch):
     monkeypatch.setattr(triton_fused, "strip_length", lambda *_: length)
     for a, e in zip(folded(hidden, weight, targets)[0], expected, strict=True):
         torch.testing.assert_close(a, e, rtol=2e-6, atol=1e-30)
+
+
+@needs_kernels
+def test_parts_of_a_vocabulary_merge_to_the_whole():
+    hidden, weight, targets = head(SHAPES[0], torch.float16)
+    expected = folded(hidden, weight, targets)
+    moments, target_logit = folded(hidden, weight[:70], targets)
+    triton_fused.fold_into(moments, target_logit, hidden, weight[70:], targets - 70, temperature=1.0)
+    for a, e in zip((*moments, target_logit), (*expected[0], expected[1]), strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-5, atol=1e-30)
 
 
 @needs_kernels
@@ -104,8 +118,8 @@ def test_a_target_that_is_not_here_has_no_logit():
     hidden, weight, targets = head(SHAPES[0], torch.float16)
     targets[:3] = torch.tensor([-1, SHAPES[0][2], 2**40], device=DEVICE)
     _, target_logit = folded(hidden, weight, targets)
-    assert target_logit[:3].tolist() == [0, 0, 0]
-    assert target_logit[3:].all()
+    assert target_logit[:3].tolist() == [77, 77, 77]
+    assert (target_logit[3:] != 77).all()
 
 
 @needs_kernels
@@ -117,7 +131,7 @@ def test_an_undefined_logit_makes_its_row_undefined_and_no_other(value):
     hidden[5, 3] = value
     moments, target_logit = folded(hidden, weight, targets)
     for numbers in row_statistics(moments, target_logit)[:4]:
-        assert numbers[5].isnan() and numbers.isnan().sum() == 1
+        assert numbers.isnan().nonzero().tolist() == [[5]]
 
 
 @needs_kernels
@@ -201,9 +215,12 @@ def test_gradient_of_a_near_certain_target_keeps_its_digits(p_top):
 
 
 @needs_kernels
+@pytest.mark.parametrize("half", [True, False], ids=["", "float32 head"])
 @pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen head"])
 @pytest.mark.parametrize("outputs", [("logprob",), ("entropy",), ("logprob", "entropy")], ids="+".join)
-def test_linear_statistics_are_those_of_tiles_of_logits(outputs, frozen, monkeypatch):
+def test_linear_statistics_are_those_of_tiles_of_logits(outputs, frozen, half, monkeypatch):
+    if not ON_GPU and not (half or outputs == ("logprob",)):
+        pytest.skip("one case of a float32 head is enough for the slow interpreter")
     shape = (600, 264, 5003) if ON_GPU else (37, 40, 201)
     monkeypatch.setattr(walk, "CUDA_TILES", (2048, 2048))
     monkeypatch.setattr(walk, "TILE", 48)
@@ -216,10 +233,11 @@ def test_linear_statistics_are_those_of_tiles_of_logits(outputs, frozen, monkeyp
     generator = torch.Generator().manual_seed(2)
     upstream = [torch.randn(len(hidden), generator=generator).to(DEVICE) for _ in outputs]
     upstream[0][::3] = 0.0  # tokens that are dropped
-    results = []
+    results, head_type = [], torch.float16 if half else torch.float32
+    weight = weight.detach()
     for fused in (True, False):
         monkeypatch.setattr(triton_fused, "fits", lambda *_, fused=fused: fused)
-        leaves = hidden.detach().requires_grad_(), weight.detach().requires_grad_(not frozen)
+        leaves = hidden.detach().requires_grad_(), weight.to(head_type).requires_grad_(not frozen)
         out = linear_token_statistics(*leaves, targets, backend="triton", temperature=0.8)
         chosen = [getattr(out, name) for name in outputs]
         found = torch.autograd.grad(chosen, leaves[: 1 if frozen else 2], upstream)
@@ -245,7 +263,8 @@ def test_tiles_bound_the_memory_of_their_gradient(rows, monkeypatch):
     monkeypatch.setattr(triton_fused, "processors", lambda _: 132)
     width = triton_fused.tile_width(rows, 151_936, torch.device("cuda"))
     assert width * rows <= max(triton_fused.TILE_ELEMENTS, triton_fused.LEAST_WIDTH * rows)
-    assert width % 256 == 0 and width <= 4 * 8448
+    assert width % 256 == 0
+    assert width <= 4 * 8448
     assert triton_fused.tile_width(rows, 7, torch.device("cuda")) == 7
     assert rows != 8192 or width == 8448
 
@@ -254,13 +273,14 @@ def test_fits_only_what_the_kernels_compute(monkeypatch):
     monkeypatch.setattr(triton_fused, "_is_hopper", lambda _: True)
     hidden, weight = (torch.zeros(n, 16, dtype=torch.bfloat16, device=DEVICE) for n in (3, 50))
     assert triton_fused.fits(hidden, weight, None, None) == ON_GPU
+    assert triton_fused.fits(hidden, weight.float(), None, None) == ON_GPU
     if not ON_GPU:
         pytest.skip("the rest needs a GPU")
     for other in (
         (hidden, weight, weight[:, 0], None),
         (hidden, weight, None, 5.0),
         (hidden.float(), weight.float(), None, None),
-        (hidden, weight.float(), None, None),
+        (hidden, weight.double(), None, None),
         (hidden[:0], weight, None, None),
         (hidden[:, 1:9], weight[:, :8], None, None),
         (hidden, weight.t().contiguous().t(), None, None),

@@ -21,6 +21,7 @@ from transformers import (
 from trl.trainer.utils import add_fused_lm_head
 
 from equipoise import token_statistics
+from equipoise.statistics import walk
 from equipoise.training.head import _logit_factor, add_statistics_head
 
 SIZES = {
@@ -113,6 +114,26 @@ def test_logits_under_autocast_stay_in_float32():
     torch.testing.assert_close(output.log_probs, expected.logprob, rtol=1e-5, atol=1e-5)
     output.log_probs.sum().backward()
     assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_products_are_those_of_half_precision_under_autocast_on_a_gpu(dtype, monkeypatch):
+    monkeypatch.setattr(walk, "CUDA_TILES", (64, 64))
+    model, ids = tiny_model(1, vocab_size=301).to("cuda", dtype), torch.randint(2, 300, (2, 9)).cuda()
+    add_statistics_head(model, temperature=0.8)
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        output = model(input_ids=ids, labels=ids, fused_lm_head=True)
+        hidden = model.base_model(input_ids=ids).last_hidden_state.bfloat16()
+    logits = hidden.double() @ model.lm_head.weight.bfloat16().double().T
+    for name, value in zip(
+        ("log_probs", "entropy", "tendency", "correction"),
+        token_statistics(logits[:, :-1], ids[:, 1:], temperature=0.8),
+        strict=True,
+    ):
+        torch.testing.assert_close(output[name].double(), value, rtol=1e-4, atol=1e-5)
+    (output.log_probs.sum() + output.entropy.sum()).backward()
+    assert all(p.grad.isfinite().all() and p.grad.any() for p in model.parameters())
 
 
 def test_load_balancing_loss_is_that_of_trl():

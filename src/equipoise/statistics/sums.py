@@ -30,15 +30,15 @@ def walk_forward(
         temperature: as the row operations have yet to apply it.
         softcap: likewise.
     """
-    if walk.fused:
-        return triton_fused.fold_head(walk.hidden, walk.weight, targets, temperature=temperature)
     # Five tensors of their own: the row operations write in place.
     moments = Moments(*(x.clone() for x in absent_part(targets.shape, walk.dtype, walk.hidden.device)))
     target_logit = torch.zeros_like(moments.maximum)
     head = {"temperature": temperature, "softcap": softcap}
-    for tile in walk.tiles():
+    for tile in walk.parts() if walk.fused else walk.tiles():
         column = targets - tile.start
-        if carried is None:
+        if walk.fused:
+            triton_fused.fold_into(moments, target_logit, walk.hidden, tile.weight, column, temperature=temperature)
+        elif carried is None:
             rows.fold_tile(walk.logits(tile), moments, column, target_logit, **head)
         else:
             carried.fold_(walk, rows, tile, moments, column, target_logit, **head)

@@ -38,8 +38,9 @@ def fits(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | N
         bias is None
         and softcap is None
         and hidden.dtype in (torch.bfloat16, torch.float16)
-        and weight.dtype == hidden.dtype
+        and weight.dtype in (hidden.dtype, torch.float32)  # which is cast a tile at a time
         and 0 not in hidden.shape
+        and hidden.shape[1] % 8 == 0
         and all(_addressable(x) for x in (hidden, weight))
         and hidden.is_cuda
         and _is_hopper(hidden.device)
@@ -74,23 +75,24 @@ def tile_width(num_rows: int, vocabulary: int, device: torch.device) -> int:
     return min(width, vocabulary)
 
 
-def fold_head(
+def fold_into(
+    moments: Moments,
+    target_logit: Float[Tensor, " rows"],
     hidden: Float[Tensor, "rows width"],
-    weight: Float[Tensor, "vocabulary width"],
+    weight: Float[Tensor, "part width"],
     targets: Int[Tensor, " rows"],
     *,
     temperature: float,
-) -> tuple[Moments, Float[Tensor, " rows"]]:
-    """Moments of hidden @ weight.T / temperature, and the targets' logits: the whole forward pass.
+) -> None:
+    """Merge hidden @ weight.T / temperature into `moments`, and fetch the targets' logits, both in place.
 
     Args:
+        moments: float32, contiguous, five separate tensors; over what was folded before (`absent_part` at first).
+        target_logit: float32; written only where the target is in this part of the vocabulary.
         hidden: half precision, as `fits` wants it.
-        weight: in the type of `hidden`.
-        targets: int64 entry of each row's target; a value outside the vocabulary means "not in this part of it".
+        weight: rows of the LM head in the type of `hidden`, any number of them.
+        targets: int64 place of each row's target in this part; any other value means "not here".
         temperature: > 0.
-
-    Returns:
-        float32 each. The target's logit is 0 where it is not in this part.
     """
     from triton import cdiv
 
@@ -100,9 +102,7 @@ def fold_head(
     row_blocks = cdiv(num_rows, BLOCK["rows"])
     strip = strip_length(row_blocks, cdiv(vocabulary, BLOCK["columns"]), processors(hidden.device))
     num_strips = cdiv(vocabulary, strip * BLOCK["columns"])
-    parts = torch.empty(5, num_strips, num_rows, device=hidden.device)
-    target_logit = torch.zeros(num_rows, device=hidden.device)
-    moments = Moments(*(torch.empty(num_rows, device=hidden.device) for _ in Moments._fields))
+    parts = torch.empty(num_strips, 5, num_rows, device=hidden.device)
     with torch.cuda.device_of(hidden):
         kernels.fold_strips[(row_blocks * num_strips,)](
             _descriptor(hidden, BLOCK["rows"], BLOCK["depth"]),
@@ -124,7 +124,6 @@ def fold_head(
         kernels.merge_strips[(cdiv(num_rows, 32),)](
             parts, *moments, num_rows, num_strips, rows=32, num_warps=1, enable_fp_fusion=False
         )
-    return moments, target_logit
 
 
 def strip_length(row_blocks: int, column_blocks: int, processors: int) -> int:

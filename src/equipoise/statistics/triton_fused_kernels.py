@@ -97,7 +97,7 @@ def fold_strips(
 ):
     """Moments of `strip` adjacent blocks of the vocabulary for a block of rows, and the logits of targets in them.
 
-    `parts` is [5, strips, rows of all]; targets elsewhere are left alone.
+    `parts` is [strips, 5, rows of all]; targets elsewhere are left alone.
     """
     row_block, strip_block = _block_of(tl.program_id(0), tl.cdiv(num_rows, rows), num_strips, group)
     row = row_block * rows + tl.arange(0, rows)
@@ -113,8 +113,8 @@ def fold_strips(
         if heated:
             z *= inverse_temperature
         column = first + tl.arange(0, columns)
-        if first + columns > vocabulary:
-            z = tl.where((column < vocabulary)[None, :], z, -float("inf"))
+        # In every block: a branch that changes the block would make each of its products wait for the one before.
+        z = tl.where((column < vocabulary)[None, :], z, -float("inf"))
         here = (target >= first) & (target < first + columns)
         if tl.max(here.to(tl.int32), axis=0) > 0:  # most blocks hold nobody's target
             target_logit += tl.sum(tl.where(column[None, :] == target[:, None], z, 0.0), axis=1)
@@ -122,32 +122,34 @@ def fold_strips(
         moments = _folded(left, moments, rows, columns // 2)
         moments = _folded(right, moments, rows, columns // 2)
     maximum, t0, s1, u0, q1 = tl.reduce(moments, 1, _merged)
-    part = parts + strip_block * num_rows + row
-    size = num_strips * num_rows
+    part = parts + strip_block.to(tl.int64) * (5 * num_rows) + row
     tl.store(part, maximum, mask=inside)
-    tl.store(part + size, t0, mask=inside)
-    tl.store(part + 2 * size, s1, mask=inside)
-    tl.store(part + 3 * size, u0, mask=inside)
-    tl.store(part + 4 * size, q1, mask=inside)
+    tl.store(part + num_rows, t0, mask=inside)
+    tl.store(part + 2 * num_rows, s1, mask=inside)
+    tl.store(part + 3 * num_rows, u0, mask=inside)
+    tl.store(part + 4 * num_rows, q1, mask=inside)
     tl.store(target_logit_of + row, target_logit, mask=inside & (target >= start) & (target < stop))
 
 
 @triton.jit
 @no_type_check
 def merge_strips(parts, maximum_of, t0_of, s1_of, u0_of, q1_of, num_rows, num_strips, rows: tl.constexpr):
-    """Moments of whole rows from those of their strips, in the order of the vocabulary."""
+    """Merge the moments of strips into those of their rows, in the order of the vocabulary."""
     row = tl.program_id(0) * rows + tl.arange(0, rows)
     inside = row < num_rows
-    size = num_strips * num_rows
-    zero = tl.zeros((rows,), tl.float32)
-    maximum, t0, s1, u0, q1 = zero - float("inf"), zero, zero, zero, zero
-    for strip in range(num_strips):
-        part = parts + strip * num_rows + row
+    maximum = tl.load(maximum_of + row, mask=inside, other=0.0)
+    t0 = tl.load(t0_of + row, mask=inside, other=0.0)
+    s1 = tl.load(s1_of + row, mask=inside, other=0.0)
+    u0 = tl.load(u0_of + row, mask=inside, other=0.0)
+    q1 = tl.load(q1_of + row, mask=inside, other=0.0)
+    part = parts + row
+    for _ in range(num_strips):
         b_maximum = tl.load(part, mask=inside, other=0.0)
-        b_t0 = tl.load(part + size, mask=inside, other=0.0)
-        b_s1 = tl.load(part + 2 * size, mask=inside, other=0.0)
-        b_u0 = tl.load(part + 3 * size, mask=inside, other=0.0)
-        b_q1 = tl.load(part + 4 * size, mask=inside, other=0.0)
+        b_t0 = tl.load(part + num_rows, mask=inside, other=0.0)
+        b_s1 = tl.load(part + 2 * num_rows, mask=inside, other=0.0)
+        b_u0 = tl.load(part + 3 * num_rows, mask=inside, other=0.0)
+        b_q1 = tl.load(part + 4 * num_rows, mask=inside, other=0.0)
+        part += 5 * num_rows
         maximum, t0, s1, u0, q1 = _merged(maximum, t0, s1, u0, q1, b_maximum, b_t0, b_s1, b_u0, b_q1)
     tl.store(maximum_of + row, maximum, mask=inside)
     tl.store(t0_of + row, t0, mask=inside)

@@ -96,6 +96,12 @@ class HeadWalk:
                 weight = self.cast_weight[: stop - start].copy_(weight)
             yield Tile(start, stop, weight)
 
+    def parts(self) -> Iterator[Tile]:
+        """The whole vocabulary at once, or its tiles where they have to be cast: for what forms no logits."""
+        if self.cast_weight is not None:
+            return self.tiles()
+        return iter([Tile(0, len(self.weight), self.weight)])
+
     def logits(self, tile: Tile) -> Tensor:
         """Those of the tile [tokens, stop - start], in memory that the next tile overwrites."""
         out = self.held(tile)
