@@ -35,7 +35,7 @@ from token_statistics_contenders import CONTENDERS, FLOOR, NEEDS, Problem
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 TESTS = ["test_statistics.py", "test_linear_statistics.py", "test_linear_paths.py"]
-CUDA_TESTS = ["test_triton_rows.py", "test_on_a_gpu.py"]
+CUDA_TESTS = ["test_triton_rows.py", "test_triton_fused.py", "test_on_a_gpu.py"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 WARM_UP, BURST = 2, 5
@@ -46,20 +46,33 @@ PACKAGES = ("torch", "triton", "trl", "liger-kernel", "nvidia-cutlass-dsl", "ver
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", type=int, nargs=3, default=[2048, 896, 151936], metavar=("N", "D", "V"))
+    parser.add_argument("--shape", type=int, nargs=3, action="append", metavar=("N", "D", "V"), help="may be repeated")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--errors", action="store_true", help="also measure errors against float64 (slow on a CPU)")
     parser.add_argument("--leave-out", nargs="*", default=[], choices=list(CONTENDERS)[1:], metavar="CONTENDER")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)  # the process of one contender
     options = parser.parse_args()
+    shapes = options.shape or [[2048, 896, 151936]]
+    options.shape = shapes[0]
     if options.memory_of:
         print(json.dumps(scratch_here(options)))
         return
     require_green_tests(options)
+    for options.shape in shapes:
+        measure(options)
+
+
+def measure(options) -> None:
+    """One shape."""
     problem = Problem(options.shape, options.device, DTYPES[options.dtype])
     times, missing = measured_times(problem, options)
     rows = [row_of(name, times, scratch_of(name, problem, options), options) for name in times]
+    if options.errors:
+        exact = exact_numbers(problem)
+        for row in rows:
+            row.update(errors_of(row["contender"], problem, exact))
     write(rows, options)
     report(rows, missing, options)
 
@@ -163,6 +176,36 @@ def resident_peak(work):
     return max(sizes) - before, out
 
 
+def exact_numbers(problem) -> dict[str, torch.Tensor]:
+    """Log-prob and gradients in float64, some rows at a time."""
+    h, w = problem.hidden.detach().double(), problem.weight.detach().double()
+    logprob, dh, dw = [], [], torch.zeros_like(w)
+    for rows, targets, advantage in zip(*(x.split(512) for x in (h, problem.targets, problem.advantage)), strict=True):
+        log_p = (rows @ w.t()).log_softmax(-1)
+        at_target = targets[:, None]
+        logprob.append(log_p.gather(1, at_target)[:, 0])
+        dz = log_p.exp_().mul_(-advantage[:, None].double()).scatter_add_(1, at_target, advantage[:, None].double())
+        dh.append(dz @ w)
+        dw.addmm_(dz.t(), rows)
+    return {"logprob": torch.cat(logprob), "hidden_gradient": torch.cat(dh), "weight_gradient": dw}
+
+
+def errors_of(name: str, problem, exact) -> dict[str, float]:
+    """Largest error of a log-prob, and |x - exact| / |exact| of the gradients, as far as a contender has them."""
+    problem.logprob = None
+    found = CONTENDERS[name](problem)
+    if problem.logprob is None:
+        return {}
+    gradients = dict(zip(("hidden_gradient", "weight_gradient"), found, strict=False))
+    if len(found) < 2 or not isinstance(found[1], torch.Tensor) or found[1].shape != exact["weight_gradient"].shape:
+        gradients.pop("weight_gradient", None)  # a frozen head
+    errors = {
+        f"{key}_error": float((x.double() - exact[key]).norm() / exact[key].norm()) for key, x in gradients.items()
+    }
+    logprob_error = float((problem.logprob.double() - exact["logprob"]).abs().max())
+    return {key: float(f"{x:.2g}") for key, x in {"logprob_error": logprob_error, **errors}.items()}
+
+
 def row_of(name, times, scratch, options) -> dict:
     wall, processor = zip(*times[name], strict=True)
     wall_floor, processor_floor = zip(*times[FLOOR], strict=True)
@@ -182,6 +225,9 @@ def row_of(name, times, scratch, options) -> dict:
         "processor_ratio_median": round(statistics.median(processor_ratios), 3),
         "median_seconds": round(statistics.median(wall), 5),
         "scratch_mb": scratch,
+        "logprob_error": "",
+        "hidden_gradient_error": "",
+        "weight_gradient_error": "",
         "repetitions": options.repetitions,
         "device": device_name(options.device),
         "threads": torch.get_num_threads(),
@@ -236,15 +282,20 @@ def report(rows, missing, options) -> None:
     print(f"\nN D V = {options.shape}, {options.dtype}, {first['repetitions']} repetitions, commit {first['commit']}")
     print(f"{first['device']}, {first['threads']} threads, {first['versions']}, load {os.getloadavg()[0]:.1f}")
     print(f"floor: {first['median_seconds']} s")
-    print("| contender | time / floor (quartiles) | of minima | processor time | scratch MB |\n|---|---|---|---|---|")
+    print(
+        "| contender | time / floor (quartiles) | of minima | processor time | scratch MB | errors: log-prob, dh, dW |"
+    )
+    print("|---|---|---|---|---|---|")
     for r in rows:
         time_ratio = f"{r['ratio_median']:.2f} ({r['ratio_quartile_1']:.2f}-{r['ratio_quartile_3']:.2f})"
         processor = f"{r['processor_ratio_median']:.2f}"
-        print(f"| {r['contender']} | {time_ratio} | {r['ratio_of_minima']:.2f} | {processor} | {r['scratch_mb']} |")
+        errors = " ".join(str(r[f"{key}_error"]) for key in ("logprob", "hidden_gradient", "weight_gradient"))
+        beginning = f"| {r['contender']} | {time_ratio} | {r['ratio_of_minima']:.2f}"
+        print(f"{beginning} | {processor} | {r['scratch_mb']} | {errors} |")
     for name, reason in missing.items():
         package = next((NEEDS[word] for word in NEEDS if name.startswith(word)), None)
         absent = package and reason.startswith("ModuleNotFoundError") and package in reason
-        print(f"| {name} | {'not installed' if absent else reason} | | | |")
+        print(f"| {name} | {'not installed' if absent else reason} | | | | |")
 
 
 if __name__ == "__main__":

@@ -108,16 +108,14 @@ def fold_strips(
     moments = (zero - float("inf"), zero, zero, zero, zero)
     start = strip_block * strip * columns
     stop = tl.minimum(start + strip * columns, vocabulary)
-    for first in tl.range(start, stop, columns, flatten=True):
+    for first in range(start, stop, columns):
         z = _product(hidden, weight, row_block * rows, first, width, rows, columns, depth)
         if heated:
             z *= inverse_temperature
         column = first + tl.arange(0, columns)
-        # In every block: a branch that changes the block would make each of its products wait for the one before.
+        # Both in every block, though few need it: branches cost more than they spare.
         z = tl.where((column < vocabulary)[None, :], z, -float("inf"))
-        here = (target >= first) & (target < first + columns)
-        if tl.max(here.to(tl.int32), axis=0) > 0:  # most blocks hold nobody's target
-            target_logit += tl.sum(tl.where(column[None, :] == target[:, None], z, 0.0), axis=1)
+        target_logit += tl.sum(tl.where(column[None, :] == target[:, None], z, 0.0), axis=1)
         left, right = _halves(z, rows, columns)
         moments = _folded(left, moments, rows, columns // 2)
         moments = _folded(right, moments, rows, columns // 2)
