@@ -314,7 +314,7 @@ CONSTANTS = {"programs": 132, **triton_fused.GROUP, **triton_fused.BLOCK}
 CASES = [
     (kernels.fold_strips, {"heated": True}, triton_fused.LAUNCH),
     (kernels.fold_strips, {"heated": False}, triton_fused.LAUNCH),
-    (kernels.merge_strips, {"rows": 32}, {"num_warps": 1, "enable_fp_fusion": False}),
+    (kernels.merge_strips, {"rows": triton_fused.MERGE["rows"]}, {"num_warps": 1, "enable_fp_fusion": False}),
     (kernels.gradient, {"of_logprob": True, "of_entropy": False}, triton_fused.LAUNCH),
     (kernels.gradient, {"of_logprob": False, "of_entropy": True}, triton_fused.LAUNCH),
     (kernels.gradient, {"of_logprob": True, "of_entropy": True}, triton_fused.LAUNCH),

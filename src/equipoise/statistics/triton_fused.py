@@ -20,6 +20,7 @@ GROUP = {"group": 16}
 """Row blocks that run side by side: their hidden states stay in the second-level cache while the head streams by."""
 
 LAUNCH = {"num_warps": 8, "num_stages": 3}
+MERGE = {"rows": 32, "num_warps": 1, "enable_fp_fusion": False}
 
 STRIP = 32
 """Blocks of the vocabulary that one program folds, at most."""
@@ -94,14 +95,12 @@ def fold_into(
         targets: int64 place of each row's target in this part; any other value means "not here".
         temperature: > 0.
     """
-    from triton import cdiv
-
     from equipoise.statistics import triton_fused_kernels as kernels
 
     num_rows, vocabulary = len(hidden), len(weight)
-    row_blocks = cdiv(num_rows, BLOCK["rows"])
-    strip = strip_length(row_blocks, cdiv(vocabulary, BLOCK["columns"]), processors(hidden.device))
-    num_strips = cdiv(vocabulary, strip * BLOCK["columns"])
+    row_blocks = _blocks(num_rows, BLOCK["rows"])
+    strip = strip_length(row_blocks, _blocks(vocabulary, BLOCK["columns"]), processors(hidden.device))
+    num_strips = _blocks(vocabulary, strip * BLOCK["columns"])
     parts = torch.empty(num_strips, 5, num_rows, device=hidden.device)
     with torch.cuda.device_of(hidden):
         kernels.fold_strips[(row_blocks * num_strips,)](
@@ -121,9 +120,7 @@ def fold_into(
             **BLOCK,
             **LAUNCH,
         )
-        kernels.merge_strips[(cdiv(num_rows, 32),)](
-            parts, *moments, num_rows, num_strips, rows=32, num_warps=1, enable_fp_fusion=False
-        )
+        kernels.merge_strips[(_blocks(num_rows, MERGE["rows"]),)](parts, *moments, num_rows, num_strips, **MERGE)
 
 
 def strip_length(row_blocks: int, column_blocks: int, processors: int) -> int:
@@ -164,11 +161,9 @@ def gradient_into(
         entropy_gradient: g_H, or None for 0.
         temperature: > 0.
     """
-    from triton import cdiv
-
     from equipoise.statistics import triton_fused_kernels as kernels
 
-    row_blocks, column_blocks = cdiv(len(hidden), BLOCK["rows"]), cdiv(len(weight), BLOCK["columns"])
+    row_blocks, column_blocks = _blocks(len(hidden), BLOCK["rows"]), _blocks(len(weight), BLOCK["columns"])
     programs = processors(hidden.device)
     with torch.cuda.device_of(hidden):
         kernels.gradient[(min(programs, row_blocks * column_blocks),)](
@@ -195,6 +190,10 @@ def gradient_into(
             **BLOCK,
             **LAUNCH,
         )
+
+
+def _blocks(size: int, of: int) -> int:
+    return -(-size // of)
 
 
 def _descriptor(x: Tensor, rows: int, columns: int):

@@ -88,7 +88,7 @@ class _Shard(NamedTuple):
     temperature: float
     softcap: float | None
 
-    def settings(self) -> dict[str, float | None]:
+    def settings(self) -> dict[str, Any]:
         """Keyword arguments of the row operations."""
         return {"temperature": self.temperature, "softcap": self.softcap}
 
@@ -158,7 +158,8 @@ class _VocabularyParallel(torch.autograd.Function):
         g, g_entropy = (None if x is None else x.contiguous() for x in (logprob_gradient, entropy_gradient))
         state = RowState(targets - shard.start, maximum, log_s0, entropy, logprob, g, g_entropy)
         wanted = Wanted(*ctx.needs_input_grad[:3])
-        found = walk_back(*shard.walk(hidden, weight, bias), state, wanted, **shard.settings())
+        walk, rows = shard.walk(hidden, weight, bias)
+        found = walk_back(walk, rows, state, wanted, **shard.settings())
         hidden_gradient = found.hidden
         if hidden_gradient is not None:
             dist.all_reduce(hidden_gradient, group=shard.group)  # before it is rounded to the type of `hidden`
