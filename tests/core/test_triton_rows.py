@@ -438,14 +438,14 @@ KINDS = {name: kind for names, kind in (
 ) for name in names.split()}
 for kernel in (triton_kernels.fold, triton_kernels.gradient, triton_kernels.move_maximum):
     for written in ("*fp32", "*bf16"):
-        for flag in (True, False):
+        for flag, num_rows in ((True, 1), (False, 1 << 20)):
             kinds = {name: KINDS.get(name, "*fp32") for name in kernel.arg_names}
             kinds |= {name: written for name in ("out", "weights", "weight") if name in kinds}
             constants = {name: True for name, kind in kinds.items() if kind == "constexpr"}
             constants |= {"block": triton_rows.BLOCK, "weighs": flag, "capped": flag, "heated": flag}
             constants = {name: value for name, value in constants.items() if name in kinds}
             source = ASTSource(fn=kernel, signature=kinds, constexprs=constants)
-            compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=triton_rows.LAUNCH)
+            compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=triton_rows._launch(num_rows))
             assert "atom." not in compiled.asm["ptx"] and len(compiled.asm["cubin"]) > 0
 """
 
@@ -455,6 +455,11 @@ def test_kernels_compile_for_a_gpu_that_need_not_be_there(tmp_path):
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("num_rows", "warps"), [(1, 8), (1025, 8), (2048, 4), (8191, 2), (8192, 1), (10**6, 1)])
+def test_few_rows_get_more_warps_each(num_rows, warps):
+    assert triton_rows._launch(num_rows)["num_warps"] == warps
 
 
 def refused(match, operation, *arguments, **settings):
