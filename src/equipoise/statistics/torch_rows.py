@@ -13,8 +13,9 @@ from torch import Tensor
 
 from equipoise.statistics.moments import Moments
 
-BLOCK = 2**17
-"""Logits per block on a CPU: raw, shifted and exponential stay in a second-level cache of 1 to 2 MiB."""
+BLOCK = 2**19
+"""Logits per block on a CPU: three buffers of 2 MiB, which a third-level cache holds. Smaller blocks, for the second
+level, take more time in calls than they save."""
 
 
 def fold_tile(
@@ -63,19 +64,36 @@ def fold_tile(
         z = torch.sub(z, maximum.masked_fill(maximum.isneginf(), 0.0)[:, None], out=shifted[:num_rows])
         z.clamp_min_(floor)  # e^z is 0 there, and 0 * -inf would be NaN
         new = grown[rows].nonzero()[:, 0]
-        if len(new):
+        # Where all rows have a new one, as in the first tile, it can be left out of the sums without being looked for.
+        sought = len(new) > 0 and (len(new) < num_rows or maximum_column is not None)
+        if sought:
             at = _argmax(z if len(new) == num_rows else z[new])
             z[new, at] = floor
             if maximum_column is not None:
                 maximum_column[rows][new] = at
         torch.exp(z, out=weight)
         torch.sum(weight, 1, out=t0)
-        torch.sum(z.mul_(weight), 1, out=s1)
+        torch.sum(z.mul_(weight), 1, out=s1)  # a maximum adds its z = 0
         torch.sum(z.mul_(weight), 1, out=q1)
+        ties = None if sought or not len(new) else _leave_maximum_out_(weight, t0)
         torch.sum(torch.mul(weight, weight, out=z), 1, out=u0)
+        if ties is not None:
+            u0.add_(ties)
         if weights is not None and formed is None:
             weights[rows] = weight
     _merge_(moments, own, grown)
+
+
+def _leave_maximum_out_(weight: Tensor, t0: Tensor) -> Tensor:
+    """Take the maximum out of the sum t0 of weights e^z <= 1, and all weights of 1 to 0; returns how many ties those had.
+
+    As many ones are in the sum as it loses with them: a whole number up to the width of a tile, which rounding finds.
+    """
+    with_maximum = t0.clone()
+    torch.sum(weight.frac_(), 1, out=t0)
+    ties = (with_maximum - t0).round_().sub_(1)
+    t0.add_(ties)
+    return ties
 
 
 def move_maximum_(
@@ -156,11 +174,12 @@ def gradient_tile_(
         if softcap is not None:
             _slope_into(slope[:num_rows], raw, softcap)
         z = _tempered_into(raw, raw, temperature, softcap)
-        log_p = z.sub_(moments_maximum[rows, None]).sub_(log_s0[rows, None])
+        shifted = z.sub_(moments_maximum[rows, None])
         if g_entropy is None:
             assert g is not None
-            log_p.exp_().mul_(-g[rows, None])
+            shifted.exp_().mul_(-(g[rows] / log_s0[rows].exp())[:, None])
         else:
+            log_p = shifted.sub_(log_s0[rows, None])
             p = torch.exp(log_p.clamp_min_(_exp_floor(z.dtype)), out=spare[:num_rows])  # 0 * -inf would be NaN
             factor = log_p.add_(entropy[rows, None]).mul_(-g_entropy[rows, None])
             if g is not None:

@@ -19,12 +19,14 @@ BLOCK = {"rows": 128, "columns": 256, "depth": 64}
 GROUP = {"group": 16}
 """Row blocks that run side by side: their hidden states stay in the second-level cache while the head streams by."""
 
+# Measured on an H200: of 4 stages, blocks of 256 x 128 or 128 x 128 and 8 or 32 row blocks none is faster.
 LAUNCH = {"num_warps": 8, "num_stages": 3}
+
 MERGE = {"rows": 32, "num_warps": 1, "enable_fp_fusion": False}
+"""How strips are merged: rows of a program, and without fusion, as `triton_kernels` are launched."""
 
 STRIP = 32
 """Blocks of the vocabulary that one program folds, at most."""
-
 
 TILE_ELEMENTS = 2**23 * 9
 """Logits per tile of a backward pass: 151 MB of gradients in half precision."""
