@@ -139,22 +139,38 @@ def test_an_undefined_logit_makes_its_row_undefined_and_no_other(value):
 
 
 @needs_kernels
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("p_top", [0.5, 0.99, 0.999997, 1 - 1e-7, 1 - 1e-9])
-def test_signs_of_the_tendency_are_right_near_certainty(p_top, dtype):
-    row = near_certain_logits(p_top, vocabulary=64, seed=7).to(dtype)
+def test_signs_of_the_tendency_are_right_near_certainty(p_top, dtype, temperature):
+    row = (near_certain_logits(p_top, vocabulary=64, seed=7) * temperature).to(dtype)
     logits, targets = every_target(row)
     # Rows of an identity pick the logits, which products of half precision then sum exactly.
     weight = torch.eye(64, dtype=dtype, device=DEVICE)
-    tendency = row_statistics(*folded(logits.to(DEVICE).contiguous(), weight, targets.to(DEVICE))).tendency
-    _, _, exact = exact_statistics(row.float().tolist())
-    assert [math.copysign(1, x) for x in tendency.tolist()] == [math.copysign(1, x) for x in exact]
+    sums = folded(logits.to(DEVICE).contiguous(), weight, targets.to(DEVICE), temperature)
+    _, _, exact = exact_statistics((row.double() / temperature).tolist())
+    assert [math.copysign(1, x) for x in row_statistics(*sums).tendency.tolist()] == [
+        math.copysign(1, x) for x in exact
+    ]
+
+
+@needs_kernels
+def test_sums_stay_in_float32_under_another_default():
+    hidden, weight, targets = head(SHAPES[0], torch.float16)
+    expected = folded(hidden, weight, targets)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        moments, target_logit = folded(hidden, weight, targets)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for a, e in zip((*moments, target_logit), (*expected[0], expected[1]), strict=True):
+        assert torch.equal(a, e)
 
 
 def gradient(hidden, weight, targets, upstream, temperature, start=0, stop=None):
     """Gradient in the logits of a tile, from memory that is NaN before."""
-    statistics = row_statistics(*folded(hidden, weight, targets, temperature))
-    moments, _ = folded(hidden, weight, targets, temperature)
+    moments, target_logit = folded(hidden, weight, targets, temperature)
+    statistics = row_statistics(moments, target_logit)
     tile = weight[start:stop]
     out = torch.full((len(hidden), -(-len(tile) // 8) * 8), math.nan, dtype=hidden.dtype, device=DEVICE)[:, : len(tile)]
     triton_fused.gradient_into(
@@ -164,7 +180,7 @@ def gradient(hidden, weight, targets, upstream, temperature, start=0, stop=None)
         moments.maximum,
         statistics.log_s0,
         statistics.entropy,
-        statistics.logprob,
+        target_logit,
         targets - start,
         *upstream,
         temperature=temperature,
@@ -220,8 +236,15 @@ def test_gradient_of_a_near_certain_target_keeps_its_digits(p_top):
 
 @needs_kernels
 @pytest.mark.parametrize("half", [True, False], ids=["", "float32 head"])
-@pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen head"])
-@pytest.mark.parametrize("outputs", [("logprob",), ("entropy",), ("logprob", "entropy")], ids="+".join)
+@pytest.mark.parametrize(
+    ("outputs", "frozen"),
+    [  # before a frozen head the log-prob alone needs no second pass, and its only one carries a sum over logits
+        (("logprob",), False),
+        (("entropy",), False),
+        (("logprob", "entropy"), False),
+        (("logprob", "entropy"), True),
+    ],
+)
 def test_linear_statistics_are_those_of_tiles_of_logits(outputs, frozen, half, monkeypatch):
     if not ON_GPU and not (half or outputs == ("logprob",)):
         pytest.skip("one case of a float32 head is enough for the slow interpreter")
@@ -274,25 +297,35 @@ def test_tiles_bound_the_memory_of_their_gradient(rows, monkeypatch):
 
 
 def test_fits_only_what_the_kernels_compute(monkeypatch):
-    monkeypatch.setattr(triton_fused, "_is_hopper", lambda _: True)
     hidden, weight = (torch.zeros(n, 16, dtype=torch.bfloat16, device=DEVICE) for n in (3, 50))
-    assert triton_fused.fits(hidden, weight, None, None) == ON_GPU
-    assert triton_fused.fits(hidden, weight.float(), None, None) == ON_GPU
-    if not ON_GPU:
-        pytest.skip("the rest needs a GPU")
+    monkeypatch.setattr(triton_fused, "_on_hopper", lambda _: True)
+    assert triton_fused.fits(hidden, weight, None, None)
+    assert triton_fused.fits(hidden, weight.float(), None, None)
+    assert triton_fused.fits(hidden[:, :8], weight[:, :8], None, None)
     for other in (
         (hidden, weight, weight[:, 0], None),
         (hidden, weight, None, 5.0),
         (hidden.float(), weight.float(), None, None),
         (hidden, weight.double(), None, None),
         (hidden[:0], weight, None, None),
+        (hidden, weight[:0], None, None),
         (hidden[:, 1:9], weight[:, :8], None, None),
+        (hidden[0].expand(3, 16), weight, None, None),
         (hidden, weight.t().contiguous().t(), None, None),
         (hidden[:, :12].contiguous(), weight[:, :12].contiguous(), None, None),
+        (hidden[:, :12], weight[:, :12], None, None),
     ):
         assert not triton_fused.fits(*other)
-    monkeypatch.setattr(triton_fused, "_is_hopper", lambda _: False)
+    monkeypatch.setattr(triton_fused, "_on_hopper", lambda _: False)
     assert not triton_fused.fits(hidden, weight, None, None)
+
+
+@pytest.mark.parametrize(
+    ("version", "compiles"), [("3.5.1", False), ("3.6.0", True), ("3.10.0", True), ("4.0.0", True)]
+)
+def test_versions_of_triton_that_have_not_run_the_kernels_do_without(version, compiles, monkeypatch):
+    monkeypatch.setattr(triton_fused.importlib.metadata, "version", lambda _: version)
+    assert triton_fused._compiles.__wrapped__() == compiles
 
 
 COMPILE = """

@@ -445,7 +445,8 @@ for kernel in (triton_kernels.fold, triton_kernels.gradient, triton_kernels.move
             constants |= {"block": triton_rows.BLOCK, "weighs": flag, "capped": flag, "heated": flag}
             constants = {name: value for name, value in constants.items() if name in kinds}
             source = ASTSource(fn=kernel, signature=kinds, constexprs=constants)
-            compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=triton_rows._launch(num_rows))
+            options = triton_rows._launch(num_rows, triton_rows.BLOCK)
+            compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
             assert "atom." not in compiled.asm["ptx"] and len(compiled.asm["cubin"]) > 0
 """
 
@@ -457,9 +458,12 @@ def test_kernels_compile_for_a_gpu_that_need_not_be_there(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(("num_rows", "warps"), [(1, 8), (1025, 8), (2048, 4), (8191, 2), (8192, 1), (10**6, 1)])
-def test_few_rows_get_more_warps_each(num_rows, warps):
-    assert triton_rows._launch(num_rows)["num_warps"] == warps
+@pytest.mark.parametrize(
+    ("num_rows", "block", "warps"),
+    [(1, 1024, 8), (2048, 1024, 4), (8191, 1024, 2), (8192, 1024, 1), (10**6, 1024, 1), (1, 256, 2), (1, 16, 1)],
+)
+def test_few_wide_rows_get_more_warps_each(num_rows, block, warps):
+    assert triton_rows._launch(num_rows, block)["num_warps"] == warps
 
 
 def refused(match, operation, *arguments, **settings):

@@ -17,7 +17,7 @@ class RowState(NamedTuple):
     maximum: Tensor
     log_s0: Tensor
     entropy: Tensor
-    logprob: Tensor
+    target_logit: Tensor
     logprob_gradient: Tensor | None
     entropy_gradient: Tensor | None
 
@@ -107,7 +107,7 @@ def _in_logits(
     if walk.fused:
         out = walk.operand_tile(tile)
         triton_fused.gradient_into(
-            out, walk.hidden, tile.weight, *of_row, state.logprob, column, *upstream, temperature=temperature
+            out, walk.hidden, tile.weight, *of_row, state.target_logit, column, *upstream, temperature=temperature
         )
         return out
     logits = walk.held(tile) if formed else walk.logits(tile)

@@ -133,7 +133,7 @@ class _LinearStatistics(torch.autograd.Function):
         check_targets(targets, len(weight))
         check_rows(moments.maximum)
         ctx.save_for_backward(
-            hidden, weight, targets, bias, moments.maximum, log_s0, entropy, logprob, moments.t0, *(carried or ())
+            hidden, weight, targets, bias, moments.maximum, log_s0, entropy, target_logit, moments.t0, *(carried or ())
         )
         ctx.settings = settings
         # A vocabulary of one tile: its logits are the workspace, and kept they spare forming them again.
@@ -147,14 +147,14 @@ class _LinearStatistics(torch.autograd.Function):
     def backward(ctx, logprob_gradient, entropy_gradient, *_):  # pyright: ignore[reportIncompatibleMethodOverride]
         if logprob_gradient is None and entropy_gradient is None:
             return (None,) * 5
-        hidden, weight, targets, bias, maximum, log_s0, entropy, logprob, t0, *carried = ctx.saved_tensors
+        hidden, weight, targets, bias, maximum, log_s0, entropy, target_logit, t0, *carried = ctx.saved_tensors
         if carried and entropy_gradient is None:
             gradient = Carried(*carried).hidden_gradient(
                 weight, targets, t0, logprob_gradient / ctx.settings.temperature
             )
             return gradient.to(hidden.dtype), None, None, None, None
         g, g_entropy = (None if x is None else x.contiguous() for x in (logprob_gradient, entropy_gradient))
-        state = RowState(targets, maximum, log_s0, entropy, logprob, g, g_entropy)
+        state = RowState(targets, maximum, log_s0, entropy, target_logit, g, g_entropy)
         logits, ctx.logits = ctx.logits, None  # overwritten below; a second backward pass forms them again
         return _gradients(hidden, weight, bias, state, logits, ctx.needs_input_grad, ctx.settings)
 

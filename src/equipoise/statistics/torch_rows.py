@@ -85,9 +85,10 @@ def fold_tile(
 
 
 def _leave_maximum_out_(weight: Tensor, t0: Tensor) -> Tensor:
-    """Take the maximum out of the sum t0 of weights e^z <= 1, and all weights of 1 to 0; returns how many ties those had.
+    """Leave one maximum out of the sum t0 of weights e^z, and all weights of 1 out of the weights.
 
-    As many ones are in the sum as it loses with them: a whole number up to the width of a tile, which rounding finds.
+    Returns how many more of them there are. The sum loses a whole number with them, up to the width of a tile, which
+    rounding finds.
     """
     with_maximum = t0.clone()
     torch.sum(weight.frac_(), 1, out=t0)

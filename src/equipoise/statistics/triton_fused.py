@@ -1,11 +1,12 @@
 """The walk over an LM head on a Hopper GPU with product and row operation in one kernel: `triton_fused_kernels`.
 
-Other GPUs, a bias, a softcap and float32 go through a workspace of logits (`walk`, `triton_rows`). Importing this
+What does not fit goes through a workspace of logits (`walk`, `triton_rows`): other GPUs, a bias, a softcap, float32. So
+do the sum that is carried before a frozen head and a vocabulary of one tile, whose logits are kept. Importing this
 module does not load triton; the first call does.
 """
 
 import functools
-import importlib.util
+import importlib.metadata
 
 import torch
 from jaxtyping import Float, Int
@@ -42,22 +43,32 @@ def fits(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | N
         and softcap is None
         and hidden.dtype in (torch.bfloat16, torch.float16)
         and weight.dtype in (hidden.dtype, torch.float32)  # which is cast a tile at a time
-        and 0 not in hidden.shape
+        and 0 not in hidden.shape + weight.shape
         and hidden.shape[1] % 8 == 0
         and all(_addressable(x) for x in (hidden, weight))
-        and hidden.is_cuda
-        and _is_hopper(hidden.device)
+        and _on_hopper(hidden)
     )
 
 
 def _addressable(x: Tensor) -> bool:
-    return x.stride(1) == 1 and x.stride(0) * x.element_size() % 16 == 0 and x.data_ptr() % 16 == 0
+    rows_apart = x.stride(0) >= x.shape[1] and x.stride(0) * x.element_size() % 16 == 0
+    return rows_apart and x.stride(1) == 1 and x.data_ptr() % 16 == 0
+
+
+def _on_hopper(x: Tensor) -> bool:
+    return (
+        x.is_cuda and torch.version.hip is None and torch.cuda.get_device_capability(x.device)[0] == 9 and _compiles()
+    )
 
 
 @functools.cache
-def _is_hopper(device: torch.device) -> bool:
-    has_descriptors = importlib.util.find_spec("triton.tools.tensor_descriptor") is not None
-    return torch.cuda.get_device_capability(device)[0] == 9 and has_descriptors
+def _compiles() -> bool:
+    """Whether this triton is one that the kernels have run with: how they overlap loads and products is up to it."""
+    try:
+        major, minor, *_ = importlib.metadata.version("triton").split(".")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return (int(major), int(minor)) >= (3, 6)
 
 
 @functools.cache
@@ -103,7 +114,7 @@ def fold_into(
     row_blocks = _blocks(num_rows, BLOCK["rows"])
     strip = strip_length(row_blocks, _blocks(vocabulary, BLOCK["columns"]), processors(hidden.device))
     num_strips = _blocks(vocabulary, strip * BLOCK["columns"])
-    parts = torch.empty(num_strips, 5, num_rows, device=hidden.device)
+    parts = torch.empty(num_strips, 5, num_rows, dtype=torch.float32, device=hidden.device)
     with torch.cuda.device_of(hidden):
         kernels.fold_strips[(row_blocks * num_strips,)](
             _descriptor(hidden, BLOCK["rows"], BLOCK["depth"]),
@@ -141,7 +152,7 @@ def gradient_into(
     maximum: Float[Tensor, " rows"],
     log_s0: Float[Tensor, " rows"],
     entropy: Float[Tensor, " rows"],
-    logprob: Float[Tensor, " rows"],
+    target_logit: Float[Tensor, " rows"],
     targets: Int[Tensor, " rows"],
     logprob_gradient: Float[Tensor, " rows"] | None,
     entropy_gradient: Float[Tensor, " rows"] | None,
@@ -157,7 +168,7 @@ def gradient_into(
         maximum: of the tempered logits of the whole row; like the next three float32 and contiguous.
         log_s0: log Z - maximum.
         entropy: of the whole row, in nats.
-        logprob: of the target, wherever it is.
+        target_logit: tempered logit of the target, wherever that is.
         targets: int64 column of each row's target within this tile; any other value means "not in this tile".
         logprob_gradient: g, or None for 0.
         entropy_gradient: g_H, or None for 0.
@@ -176,7 +187,7 @@ def gradient_into(
             maximum,
             log_s0,
             entropy,
-            logprob,
+            target_logit,
             # Any pointer will do for a gradient that is not there: the kernel is compiled without it.
             entropy if logprob_gradient is None else logprob_gradient.float().contiguous(),
             entropy if entropy_gradient is None else entropy_gradient.float().contiguous(),

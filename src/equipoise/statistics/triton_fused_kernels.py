@@ -8,7 +8,7 @@ What `triton_kernels` do to a tile of logits in memory, at the end of the produc
 tensor cores give it to. Programs write to places of their own: no atomics, and results do not depend on the schedule.
 
 Fusion of products and sums is allowed here: the logit of a target and the maximum are compared as the one number that
-both come from.
+both come from. Counts that change from batch to batch get no kernels of their own (`do_not_specialize`).
 """
 
 from typing import no_type_check
@@ -75,7 +75,7 @@ def _folded(z, moments, rows: tl.constexpr, columns: tl.constexpr):
     return _merged(maximum, t0, s1, u0, q1, b_maximum, b_t0, b_s1, b_u0, b_q1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "vocabulary", "strip", "num_strips"])
 @no_type_check
 def fold_strips(
     hidden,
@@ -129,7 +129,7 @@ def fold_strips(
     tl.store(target_logit_of + row, target_logit, mask=inside & (target >= start) & (target < stop))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "num_strips"])
 @no_type_check
 def merge_strips(parts, maximum_of, t0_of, s1_of, u0_of, q1_of, num_rows, num_strips, rows: tl.constexpr):
     """Merge the moments of strips into those of their rows, in the order of the vocabulary."""
@@ -177,7 +177,7 @@ def _gradient_part(
     return tl.where(hit, (g * one_minus_p)[:, None], tl.exp2(log2_p) * -g[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "row_blocks", "column_blocks"])
 @no_type_check
 def gradient(
     hidden,
@@ -187,7 +187,7 @@ def gradient(
     maximum_of,
     log_s0_of,
     entropy_of,
-    logprob_of,
+    target_logit_of,
     logprob_gradient_of,
     entropy_gradient_of,
     num_rows,
@@ -220,7 +220,7 @@ def gradient(
         g, g_entropy, entropy, one_minus_p = log_s0, log_s0, log_s0, log_s0  # what is not wanted is not read
         if of_logprob:
             g = tl.load(logprob_gradient_of + row, mask=inside, other=0.0) * inverse_temperature
-            log_p = tl.load(logprob_of + row, mask=inside, other=0.0)
+            log_p = (tl.load(target_logit_of + row, mask=inside, other=0.0) - maximum) - log_s0
             one_minus_p = _one_minus_exp(log_p, _exp(_floored(log_p)))
         if of_entropy:
             g_entropy = tl.load(entropy_gradient_of + row, mask=inside, other=0.0) * inverse_temperature

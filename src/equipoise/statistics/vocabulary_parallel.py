@@ -142,7 +142,7 @@ class _VocabularyParallel(torch.autograd.Function):
         moments, target_logit = _of_all_shards(moments, target_logit, targets, shard)
         check_rows(moments.maximum)
         logprob, entropy, tendency, correction, log_s0 = row_statistics(moments, target_logit)
-        ctx.save_for_backward(hidden, weight, bias, targets, moments.maximum, log_s0, entropy, logprob)
+        ctx.save_for_backward(hidden, weight, bias, targets, moments.maximum, log_s0, entropy, target_logit)
         ctx.shard = shard
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(tendency, correction)
@@ -153,10 +153,10 @@ class _VocabularyParallel(torch.autograd.Function):
     def backward(ctx, logprob_gradient, entropy_gradient, *_):  # pyright: ignore[reportIncompatibleMethodOverride]
         if logprob_gradient is None and entropy_gradient is None:
             return (None,) * 5
-        hidden, weight, bias, targets, maximum, log_s0, entropy, logprob = ctx.saved_tensors
+        hidden, weight, bias, targets, maximum, log_s0, entropy, target_logit = ctx.saved_tensors
         shard: _Shard = ctx.shard
         g, g_entropy = (None if x is None else x.contiguous() for x in (logprob_gradient, entropy_gradient))
-        state = RowState(targets - shard.start, maximum, log_s0, entropy, logprob, g, g_entropy)
+        state = RowState(targets - shard.start, maximum, log_s0, entropy, target_logit, g, g_entropy)
         wanted = Wanted(*ctx.needs_input_grad[:3])
         walk, rows = shard.walk(hidden, weight, bias)
         found = walk_back(walk, rows, state, wanted, **shard.settings())

@@ -170,13 +170,13 @@ def activation_terms(
 def statistics_term(shape: Shape, *, scored: int, compute: int) -> Term:
     """What the statistics head keeps and works in.
 
-    Hidden states and seven numbers per token; one tile of logits in float32, with its gradient in the type of the
+    Hidden states and eight numbers per token; one tile of logits in float32, with its gradient in the type of the
     products; the gradient in the hidden states in float32. A Hopper GPU needs less: no logits, wider tiles.
     """
     tile = tile_width(scored, shape.vocabulary, torch.device("cuda"))
     per_logit = FLOAT32 + (compute if compute < FLOAT32 else 0)
-    per_token = (compute + FLOAT32) * shape.hidden + 7 * FLOAT32 + per_logit * tile
-    formula = f"({compute + FLOAT32} B x {shape.hidden:,} + 28 B + {per_logit} B x {tile:,}) x {scored:,} tokens"
+    per_token = (compute + FLOAT32) * shape.hidden + 8 * FLOAT32 + per_logit * tile
+    formula = f"({compute + FLOAT32} B x {shape.hidden:,} + 32 B + {per_logit} B x {tile:,}) x {scored:,} tokens"
     return Term("statistics head", per_token * scored, formula, "learning")
 
 
