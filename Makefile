@@ -16,8 +16,11 @@ export OMP_NUM_THREADS ?= 1
 quickstart: $(RUN)
 	$(BIN)/equipoise quickstart
 
+# Processes that share the test files among them.
+WORKERS ?= 2
+
 test: $(DEV)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 lint: $(DEV)
 	$(BIN)/ruff check .
