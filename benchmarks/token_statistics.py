@@ -60,7 +60,8 @@ def main() -> None:
         print(json.dumps(scratch_here(options)))
         return
     require_green_tests(options)
-    for options.shape in shapes:
+    for shape in shapes:
+        options.shape = shape
         measure(options)
 
 

@@ -72,6 +72,7 @@ def fold_tile(
         raise ValueError("weights and maximum_column go together, got one of them")
     if 0 in logits.shape:
         return
+    block = _block(logits.shape[1])
     with torch.cuda.device_of(logits):
         triton_kernels.fold[(logits.shape[0],)](
             logits,
@@ -89,7 +90,7 @@ def fold_tile(
             capped=softcap is not None,
             heated=temperature != 1,
             weighs=weights is not None,
-            block=(block := _block(logits.shape[1])),
+            block=block,
             **_launch(len(logits), block),
         )
 
@@ -178,6 +179,7 @@ def gradient_tile_(
     _check_like(logits, out=out)
     if 0 in logits.shape:
         return
+    block = _block(logits.shape[1])
     with torch.cuda.device_of(logits):
         triton_kernels.gradient[(logits.shape[0],)](
             logits,
@@ -198,7 +200,7 @@ def gradient_tile_(
             heated=temperature != 1,
             of_logprob=logprob_gradient is not None,
             of_entropy=entropy_gradient is not None,
-            block=(block := _block(logits.shape[1])),
+            block=block,
             **_launch(len(logits), block),
         )
 

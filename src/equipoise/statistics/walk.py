@@ -82,11 +82,6 @@ class HeadWalk:
     def _times_scale(self, x: Tensor) -> Tensor:
         return x if self.scale == 1 else x * self.scale
 
-    @property
-    def num_tiles(self) -> int:
-        """Tiles in the vocabulary."""
-        return -(-len(self.weight) // self.tile_width)
-
     def tiles(self) -> Iterator[Tile]:
         """Each tile; a head of another type is cast tile by tile, each into the memory of the one before."""
         for start in range(0, len(self.weight), self.tile_width):
