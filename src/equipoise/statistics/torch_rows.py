@@ -17,6 +17,9 @@ BLOCK = 2**19
 """Logits per block on a CPU: three buffers of 2 MiB, which a third-level cache holds. Smaller blocks, for the second
 level, take more time in calls than they save."""
 
+BITS = 1 / math.log(2)
+"""Of a nat: 2^x takes half the time of e^x on a CPU."""
+
 
 def fold_tile(
     logits: Float[Tensor, "rows tile"],
@@ -178,10 +181,12 @@ def gradient_tile_(
         shifted = z.sub_(moments_maximum[rows, None])
         if g_entropy is None:
             assert g is not None
-            shifted.exp_().mul_(-(g[rows] / log_s0[rows].exp())[:, None])
+            # The rounded product costs p |log p| / 2^24, which is nothing beside 1; sums of small terms would feel it.
+            shifted.mul_(BITS).exp2_().mul_(-(g[rows] / log_s0[rows].exp())[:, None])
         else:
             log_p = shifted.sub_(log_s0[rows, None])
-            p = torch.exp(log_p.clamp_min_(_exp_floor(z.dtype)), out=spare[:num_rows])  # 0 * -inf would be NaN
+            log_p.clamp_min_(_exp_floor(z.dtype))  # 0 * -inf would be NaN
+            p = torch.mul(log_p, BITS, out=spare[:num_rows]).exp2_()
             factor = log_p.add_(entropy[rows, None]).mul_(-g_entropy[rows, None])
             if g is not None:
                 factor.sub_(g[rows, None])
