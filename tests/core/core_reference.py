@@ -4,6 +4,8 @@ import mpmath
 import torch
 
 from equipoise import TokenStatistics
+from equipoise.statistics.moments import row_statistics
+from equipoise.statistics.row_state import RowState
 
 
 def textbook_statistics(logits, targets, temperature=1.0):
@@ -26,6 +28,12 @@ def head_logits(hidden, weight, bias=None, softcap=None):
     if bias is not None:
         logits = logits + bias
     return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
+def row_state(moments, target_logit, targets, upstream):
+    """What a backward pass is given after a forward one."""
+    statistics = row_statistics(moments, target_logit)
+    return RowState(targets, moments.maximum, statistics.log_s0, statistics.entropy, target_logit, *upstream)
 
 
 def exact_statistics(row):

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from core_reference import every_target, exact_statistics, largest_error, near_certain_logits
+from core_reference import every_target, exact_statistics, largest_error, near_certain_logits, row_state
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -170,21 +170,10 @@ def test_sums_stay_in_float32_under_another_default():
 def gradient(hidden, weight, targets, upstream, temperature, start=0, stop=None):
     """Gradient in the logits of a tile, from memory that is NaN before."""
     moments, target_logit = folded(hidden, weight, targets, temperature)
-    statistics = row_statistics(moments, target_logit)
+    state = row_state(moments, target_logit, targets - start, upstream)
     tile = weight[start:stop]
     out = torch.full((len(hidden), -(-len(tile) // 8) * 8), math.nan, dtype=hidden.dtype, device=DEVICE)[:, : len(tile)]
-    triton_fused.gradient_into(
-        out,
-        hidden,
-        tile,
-        moments.maximum,
-        statistics.log_s0,
-        statistics.entropy,
-        target_logit,
-        targets - start,
-        *upstream,
-        temperature=temperature,
-    )
+    triton_fused.gradient_into(out, hidden, tile, state, temperature=temperature)
     return out
 
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from core_reference import exact_statistics, largest_error, near_certain_logits, textbook_statistics
+from core_reference import exact_statistics, largest_error, near_certain_logits, row_state, textbook_statistics
 
 from equipoise import linear_token_statistics
 from equipoise.statistics import torch_rows, triton_rows, walk
@@ -110,12 +110,8 @@ def test_a_target_outside_the_tile_leaves_its_logit_alone(target):
     triton_rows.fold_tile(raw, moments, targets, target_logit, temperature=1.0, softcap=None)
     assert target_logit.tolist() == [77.0, float(raw[1, 18])]
     before = raw.clone()
-    g = torch.ones(2, device=DEVICE)
-    statistics = row_statistics(moments, target_logit)
-    settings = {"temperature": 1.0, "softcap": None}
-    triton_rows.gradient_tile_(
-        raw, moments.maximum, statistics.log_s0, statistics.entropy, targets, g, None, **settings
-    )
+    state = row_state(moments, target_logit, targets, (torch.ones(2, device=DEVICE), None))
+    triton_rows.gradient_tile_(raw, state, temperature=1.0, softcap=None)
     torch.testing.assert_close(raw[0], -before[0].softmax(0), rtol=1e-5, atol=1e-7)
 
 
@@ -160,10 +156,9 @@ def test_nan_reaches_every_number_of_its_row_and_no_other(column, softcap):
     statistics = row_statistics(moments, target_logit)
     assert all(math.isnan(x[0]) for x in (*moments, *statistics))
     assert all(x[1:].isfinite().all() for x in (*moments, *statistics))
-    ones = torch.ones(3, device=DEVICE)
-    row_values = (moments.maximum, statistics.log_s0, statistics.entropy)
+    ones, targets = torch.ones(3, device=DEVICE), torch.zeros(3, dtype=torch.long, device=DEVICE)
     gradient = raw.clone()
-    triton_rows.gradient_tile_(gradient, *row_values, torch.zeros(3).long().to(DEVICE), ones, ones, **head)
+    triton_rows.gradient_tile_(gradient, row_state(moments, target_logit, targets, (ones, ones)), **head)
     assert gradient[0].isnan().all()
     assert gradient[1:].isfinite().all()
 
@@ -183,11 +178,10 @@ def gradients(raw, targets, head, upstream, rows, widths, **options):
     """The gradient in the raw logits tile by tile, from statistics of the whole row by the same operations."""
     tiles = [poisoned(tile) for tile in raw.split(list(widths), dim=1)]
     moments, target_logit = folded(tiles, targets, rows, **head)
-    statistics = row_statistics(moments, target_logit)
-    row_values = (moments.maximum, statistics.log_s0, statistics.entropy)
+    state = row_state(moments, target_logit, targets, upstream)
     start = 0
     for part in tiles:
-        rows.gradient_tile_(part, *row_values, targets - start, *upstream, **head, **options)
+        rows.gradient_tile_(part, state.from_column(start), **head, **options)
         start += part.shape[1]
     return torch.cat(tiles, dim=1)
 
@@ -289,10 +283,8 @@ def test_gradient_into_a_half_precision_buffer_is_rounded_once(dtype):
     expected = gradients(raw, targets, head, upstream, triton_rows, (41,))
     memory = torch.full((3, 50), math.nan, dtype=dtype, device=DEVICE)
     before = poisoned(raw)
-    moments = moments_of(raw)
-    statistics = row_statistics(moments, raw[:, 0])
-    row_values = (moments.maximum, statistics.log_s0, statistics.entropy)
-    triton_rows.gradient_tile_(before, *row_values, targets, *upstream, **head, out=memory[:, :41])
+    state = row_state(moments_of(raw), raw[range(3), targets], targets, upstream)
+    triton_rows.gradient_tile_(before, state, **head, out=memory[:, :41])
     # Half a digit; a whole one in the interpreter, which rounds towards zero.
     rounding = torch.finfo(dtype).eps / (2 if DEVICE == "cuda" else 1)
     torch.testing.assert_close(memory[:, :41].float(), expected, rtol=rounding, atol=torch.finfo(dtype).tiny)
@@ -303,11 +295,8 @@ def test_gradient_into_a_half_precision_buffer_is_rounded_once(dtype):
 def test_memory_beyond_the_row_is_neither_read_nor_written():
     raw = logits_like(3, 19)
     view = poisoned(raw)
-    moments = moments_of(raw)
-    statistics = row_statistics(moments, raw[:, 0])
-    row_values = (moments.maximum, statistics.log_s0, statistics.entropy)
     targets = torch.tensor([-1, 19, 31], device=DEVICE)
-    triton_rows.gradient_tile_(view, *row_values, targets, *upstream_of(3), **HEADS[2])
+    triton_rows.gradient_tile_(view, row_state(moments_of(raw), raw[:, 0], targets, upstream_of(3)), **HEADS[2])
     assert view.isfinite().all()
     assert view._base[:, :5].isnan().all()
     assert view._base[:, 24:].isnan().all()
@@ -390,7 +379,7 @@ def test_an_empty_tile_changes_nothing(shape):
     raw, targets = torch.empty(shape, device=DEVICE), torch.zeros(shape[0], dtype=torch.long, device=DEVICE)
     triton_rows.fold_tile(raw, moments, targets, target_logit, **HEADS[0])
     assert (target_logit == 77).all()
-    triton_rows.gradient_tile_(raw, *moments[:3], targets, moments.t0, None, **HEADS[0])
+    triton_rows.gradient_tile_(raw, row_state(moments, target_logit, targets, (moments.t0, None)), **HEADS[0])
 
 
 @pytest.mark.parametrize("trained", ["all", "hidden"])
@@ -481,9 +470,9 @@ def test_refuses_what_the_kernels_would_misread():
     refused(r"target_logit must be contiguous float32 \[2\]", fold, raw, moments, targets, target_logit.double())
     shared = Moments(moments.maximum, *[moments.t0] * 4)
     refused("must be separate tensors", fold, raw, shared, targets, target_logit)
-    refused("got None for both", gradient, raw, *moments[:3], targets, None, None)
+    state = row_state(moments, target_logit, targets, (target_logit, None))
+    refused("got None for both", gradient, raw, state._replace(logprob_gradient=None))
+    refused(r"log_s0 must be contiguous float32 \[2\]", gradient, raw, state._replace(log_s0=torch.zeros(3)))
     wide = torch.empty(2, 6, device=DEVICE)
     refused("go together", fold, raw, moments, targets, target_logit, weights=raw)
-    refused(
-        r"out must be shaped like logits \(2, 5\)", gradient, raw, *moments[:3], targets, target_logit, None, out=wide
-    )
+    refused(r"out must be shaped like logits \(2, 5\)", gradient, raw, state, out=wide)

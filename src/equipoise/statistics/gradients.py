@@ -7,31 +7,8 @@ import torch
 from torch import Tensor
 
 from equipoise.statistics import triton_fused
+from equipoise.statistics.row_state import RowState
 from equipoise.statistics.walk import HeadWalk, Tile
-
-
-class RowState(NamedTuple):
-    """What a backward pass knows of each token, [tokens] each; a gradient is None where it is 0 throughout."""
-
-    targets: Tensor
-    maximum: Tensor
-    log_s0: Tensor
-    entropy: Tensor
-    target_logit: Tensor
-    logprob_gradient: Tensor | None
-    entropy_gradient: Tensor | None
-
-    def moving(self) -> Tensor | None:
-        """Rows with an upstream gradient, None for all: prompts, padding, groups without advantage have none."""
-        moving = torch.zeros_like(self.targets, dtype=torch.bool)
-        for gradient in (self.logprob_gradient, self.entropy_gradient):
-            if gradient is not None:
-                moving |= gradient != 0
-        return None if bool(moving.all()) else moving.nonzero()[:, 0]
-
-    def at(self, index: Tensor) -> "RowState":
-        """Some of the rows."""
-        return RowState._make(None if x is None else x[index] for x in self)
 
 
 class Wanted(NamedTuple):
@@ -101,16 +78,12 @@ def _in_logits(
     softcap: float | None,
 ) -> Tensor:
     """Gradient in the raw logits of a tile, rounded to the type of products unless it is `summed` over tokens first."""
-    column = state.targets - tile.start
-    of_row = (state.maximum, state.log_s0, state.entropy)
-    upstream = (state.logprob_gradient, state.entropy_gradient)
+    state = state.from_column(tile.start)
     if walk.fused:
         out = walk.operand_tile(tile)
-        triton_fused.gradient_into(
-            out, walk.hidden, tile.weight, *of_row, state.target_logit, column, *upstream, temperature=temperature
-        )
+        triton_fused.gradient_into(out, walk.hidden, tile.weight, state, temperature=temperature)
         return out
     logits = walk.held(tile) if formed else walk.logits(tile)
     out = logits if summed else walk.operand_tile(tile)
-    rows.gradient_tile_(logits, *of_row, column, *upstream, temperature=temperature, softcap=softcap, out=out)
+    rows.gradient_tile_(logits, state, temperature=temperature, softcap=softcap, out=out)
     return out

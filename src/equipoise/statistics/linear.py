@@ -17,8 +17,9 @@ from torch.autograd.function import once_differentiable
 from equipoise.statistics import torch_rows, triton_fused, triton_rows
 from equipoise.statistics.carried import Carried
 from equipoise.statistics.checks import check_head, check_rows, check_targets, check_temperature
-from equipoise.statistics.gradients import RowState, Wanted, walk_back
+from equipoise.statistics.gradients import Wanted, walk_back
 from equipoise.statistics.moments import row_statistics
+from equipoise.statistics.row_state import RowState
 from equipoise.statistics.sums import walk_forward
 from equipoise.statistics.walk import HeadWalk, tile_width
 from equipoise.types import TokenStatistics

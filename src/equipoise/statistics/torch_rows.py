@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from equipoise.statistics.moments import Moments
+from equipoise.statistics.row_state import RowState
 
 BLOCK = 2**19
 """Logits per block on a CPU: three buffers of 2 MiB, which a third-level cache holds. Smaller blocks, for the second
@@ -142,12 +143,7 @@ def _merge_(moments: Moments, own: Moments, grown: Tensor) -> None:
 
 def gradient_tile_(
     logits: Float[Tensor, "rows tile"],
-    moments_maximum: Float[Tensor, " rows"],
-    log_s0: Float[Tensor, " rows"],
-    entropy: Float[Tensor, " rows"],
-    targets: Int[Tensor, " rows"],
-    logprob_gradient: Float[Tensor, " rows"] | None,
-    entropy_gradient: Float[Tensor, " rows"] | None,
+    state: RowState,
     *,
     temperature: float,
     softcap: float | None,
@@ -157,28 +153,24 @@ def gradient_tile_(
 
     Args:
         logits: raw logits of the tile.
-        moments_maximum: of the tempered logits over the whole vocabulary.
-        log_s0: log Z - maximum; subtracted by itself, the rounded sum of the two would cost digits of log p.
-        entropy: H, read only with an `entropy_gradient`.
-        targets: column of the target within this tile; a value outside of it means: not in this tile.
-        logprob_gradient: g, or None for 0.
-        entropy_gradient: g_H, or None for 0.
+        state: of each row, targets as columns of this tile; the upstream gradients are g and g_H.
         temperature: > 0.
         softcap: > 0 or None.
         out: where to write the result as well, in any floating type; None for `logits` alone.
     """
+    targets, maximum, log_s0, entropy, target_logit, *upstream = state
     here = ((targets >= 0) & (targets < logits.shape[1])).nonzero()[:, 0]
     raw_of_target = logits[here, targets[here]]
-    spare = _scratch(logits) if entropy_gradient is not None else logits
+    spare = _scratch(logits) if state.entropy_gradient is not None else logits
     slope = _scratch(logits) if softcap is not None else logits
-    g, g_entropy = (None if x is None else x / temperature for x in (logprob_gradient, entropy_gradient))
+    g, g_entropy = (None if x is None else x / temperature for x in upstream)
     for rows in _blocks(logits):
         raw = logits[rows]
         num_rows = len(raw)
         if softcap is not None:
             _slope_into(slope[:num_rows], raw, softcap)
         z = _tempered_into(raw, raw, temperature, softcap)
-        shifted = z.sub_(moments_maximum[rows, None])
+        shifted = z.sub_(maximum[rows, None])
         if g_entropy is None:
             assert g is not None
             # The rounded product costs p |log p| / 2^24, which is nothing beside 1; sums of small terms would feel it.
@@ -194,7 +186,7 @@ def gradient_tile_(
         if softcap is not None:
             logits[rows].mul_(slope[:num_rows])
     if g is not None:
-        log_p = _tempered(raw_of_target, temperature, softcap) - moments_maximum[here] - log_s0[here]
+        log_p = target_logit[here] - maximum[here] - log_s0[here]
         of_target = -g[here] * log_p.expm1()  # 1 - p with all its digits on a near-certain token
         if g_entropy is not None:
             log_p.clamp_min_(_exp_floor(log_p.dtype))

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from equipoise.statistics.moments import Moments
+from equipoise.statistics.row_state import RowState
 
 BLOCK = {"rows": 128, "columns": 256, "depth": 64}
 """Logits that a program forms at a time, and how much of the width it loads at a time."""
@@ -149,13 +150,7 @@ def gradient_into(
     out: Float[Tensor, "rows tile"],
     hidden: Float[Tensor, "rows width"],
     weight: Float[Tensor, "tile width"],
-    maximum: Float[Tensor, " rows"],
-    log_s0: Float[Tensor, " rows"],
-    entropy: Float[Tensor, " rows"],
-    target_logit: Float[Tensor, " rows"],
-    targets: Int[Tensor, " rows"],
-    logprob_gradient: Float[Tensor, " rows"] | None,
-    entropy_gradient: Float[Tensor, " rows"] | None,
+    state: RowState,
     *,
     temperature: float,
 ) -> None:
@@ -165,17 +160,12 @@ def gradient_into(
         out: in the type of `hidden`; rows begin at multiples of 16 bytes.
         hidden: half precision, as `fits` wants it.
         weight: the tile's rows of the LM head.
-        maximum: of the tempered logits of the whole row; like the next three float32 and contiguous.
-        log_s0: log Z - maximum.
-        entropy: of the whole row, in nats.
-        target_logit: tempered logit of the target, wherever that is.
-        targets: int64 column of each row's target within this tile; any other value means "not in this tile".
-        logprob_gradient: g, or None for 0.
-        entropy_gradient: g_H, or None for 0.
+        state: of each row, in float32, targets as columns of this tile; the upstream gradients are g and g_H.
         temperature: > 0.
     """
     from equipoise.statistics import triton_fused_kernels as kernels
 
+    targets, maximum, log_s0, entropy, target_logit, g, g_entropy = state
     row_blocks, column_blocks = _blocks(len(hidden), BLOCK["rows"]), _blocks(len(weight), BLOCK["columns"])
     programs = processors(hidden.device)
     with torch.cuda.device_of(hidden):
@@ -189,15 +179,15 @@ def gradient_into(
             entropy,
             target_logit,
             # Any pointer will do for a gradient that is not there: the kernel is compiled without it.
-            entropy if logprob_gradient is None else logprob_gradient.float().contiguous(),
-            entropy if entropy_gradient is None else entropy_gradient.float().contiguous(),
+            entropy if g is None else g.float().contiguous(),
+            entropy if g_entropy is None else g_entropy.float().contiguous(),
             len(hidden),
             hidden.shape[1],
             row_blocks,
             column_blocks,
             1 / temperature,
-            of_logprob=logprob_gradient is not None,
-            of_entropy=entropy_gradient is not None,
+            of_logprob=g is not None,
+            of_entropy=g_entropy is not None,
             programs=programs,
             **GROUP,
             **BLOCK,

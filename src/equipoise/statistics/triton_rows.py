@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from equipoise.statistics.moments import Moments
+from equipoise.statistics.row_state import RowState
 
 BLOCK = 1024
 """Vocabulary entries one program holds in registers at a time, a power of two: 32 per thread."""
@@ -141,12 +142,7 @@ def move_maximum_(
 
 def gradient_tile_(
     logits: Float[Tensor, "rows width"],
-    moments_maximum: Float[Tensor, " rows"],
-    log_s0: Float[Tensor, " rows"],
-    entropy: Float[Tensor, " rows"],
-    targets: Int[Tensor, " rows"],
-    logprob_gradient: Float[Tensor, " rows"] | None,
-    entropy_gradient: Float[Tensor, " rows"] | None,
+    state: RowState,
     *,
     temperature: float,
     softcap: float | None,
@@ -156,12 +152,7 @@ def gradient_tile_(
 
     Args:
         logits: float32 raw logits as `fold_tile` saw them; overwritten, unless `out` is given.
-        moments_maximum: of the tempered logits of the whole row.
-        log_s0: log Z - maximum. The two are subtracted one after the other, which keeps the digits of log p.
-        entropy: of the whole row, in nats.
-        targets: int64 column of each row's target within this tile; any other value means "not in this tile".
-        logprob_gradient: g, or None for 0.
-        entropy_gradient: g_H, or None for 0.
+        state: of each row, targets as columns of this tile; the upstream gradients are g and g_H.
         temperature: > 0.
         softcap: > 0 or None.
         out: where to write instead, of any floating type: a half-precision buffer feeds the matrix products directly.
@@ -171,10 +162,11 @@ def gradient_tile_(
     """
     from equipoise.statistics import triton_kernels
 
-    if logprob_gradient is None and entropy_gradient is None:
+    targets, maximum, log_s0, entropy, _, g, g_entropy = state
+    if g is None and g_entropy is None:
         raise ValueError("gradient_tile_ needs logprob_gradient or entropy_gradient, got None for both")
     _check_tile(logits)
-    _check_vectors(logits, moments_maximum=moments_maximum, log_s0=log_s0, entropy=entropy)
+    _check_vectors(logits, maximum=maximum, log_s0=log_s0, entropy=entropy)
     out = logits if out is None else out
     _check_like(logits, out=out)
     if 0 in logits.shape:
@@ -187,19 +179,19 @@ def gradient_tile_(
             out,
             out.stride(0),
             logits.shape[1],
-            moments_maximum,
+            maximum,
             log_s0,
             entropy,
             targets.contiguous(),
             # Any pointer will do for a gradient that is not there: the kernel is compiled without it.
-            entropy if logprob_gradient is None else logprob_gradient.float().contiguous(),
-            entropy if entropy_gradient is None else entropy_gradient.float().contiguous(),
+            entropy if g is None else g.float().contiguous(),
+            entropy if g_entropy is None else g_entropy.float().contiguous(),
             temperature,
             softcap or 1.0,
             capped=softcap is not None,
             heated=temperature != 1,
-            of_logprob=logprob_gradient is not None,
-            of_entropy=entropy_gradient is not None,
+            of_logprob=g is not None,
+            of_entropy=g_entropy is not None,
             block=block,
             **_launch(len(logits), block),
         )

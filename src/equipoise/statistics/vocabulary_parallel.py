@@ -14,8 +14,9 @@ from torch.autograd.function import once_differentiable
 
 from equipoise.statistics import torch_rows, triton_fused, triton_rows
 from equipoise.statistics.checks import accumulation_dtype, check_head, check_rows, check_targets, check_temperature
-from equipoise.statistics.gradients import RowState, Wanted, walk_back
+from equipoise.statistics.gradients import Wanted, walk_back
 from equipoise.statistics.moments import Moments, absent_part, merged, row_statistics
+from equipoise.statistics.row_state import RowState
 from equipoise.statistics.sums import walk_forward
 from equipoise.statistics.walk import HeadWalk
 from equipoise.types import TokenStatistics
