@@ -1,6 +1,7 @@
 """The command line as a user meets it: own data end to end, resume, evaluation, one line for every mistake."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -101,6 +102,22 @@ def test_own_model_and_data_end_to_end(workplace, capsys):
                  "--dataset", "held_out.jsonl", "--reward", "exact", "--max_new_tokens", "4"]) == 0  # fmt: skip
     assert json.loads(Path("e.json").read_text()).keys() == {"run", "model"}
     assert "pass@2" in capsys.readouterr().out
+
+
+def test_a_resumed_run_keeps_the_defaults_it_began_with(workplace, caplog):
+    main(arguments(evaluate_every=0, papo_warmup_updates=1, papo_reference_fraction=1.5, papo_strength=0.9))
+    expected = run_lines("run/metrics.jsonl")
+    # As if papo_strength had not been given and 0.9 its default when the run began; it is 0.5.
+    given = yaml.safe_load(Path("run/config.yaml").read_text())
+    assert given.pop("papo_strength") == 0.9
+    Path("run/config.yaml").write_text(yaml.safe_dump(given))
+    for name in ("model", "checkpoint-4", "checkpoint-3"):
+        shutil.rmtree(f"run/{name}")
+    assert main(["train", "--resume", "run"]) == 0
+    assert "run began with papo_strength=0.9 and keeps it; now the default is 0.5" in caplog.text
+    assert len(caplog.text.split("began with")) == 2
+    for entry, reference in zip(run_lines("run/metrics.jsonl"), expected, strict=True):
+        assert entry | {"step_time": 0} == reference | {"step_time": 0}
 
 
 def test_a_run_from_its_own_config_is_the_same_run(workplace):

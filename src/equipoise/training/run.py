@@ -14,6 +14,7 @@ RUN/model/            the trained model, once the run is complete
 # pyright: reportOptionalMemberAccess=false, reportArgumentType=false, reportOptionalOperand=false
 # (transformers types what a trainer holds as optional, or as one of many kinds)
 
+import dataclasses
 import importlib.metadata
 import json
 import logging
@@ -30,6 +31,7 @@ import yaml
 from datasets import Dataset
 from safetensors import SafetensorError
 from transformers import PrinterCallback, ProgressCallback
+from trl.trainer.grpo_config import GRPOConfig
 
 import equipoise
 from equipoise.errors import InputError
@@ -102,6 +104,8 @@ def _new_folder(folder: Path) -> bool:
 def resume(folder: Path, changes: dict[str, Any]) -> Path:
     """Continue an interrupted run from its newest complete checkpoint, exactly as if it had not been interrupted.
 
+    Keys of equipoise that were not given keep the defaults that the run began with.
+
     Args:
         folder: the run folder.
         changes: checked keys that differ from the run's own; only `RESUMABLE_CHANGES` may.
@@ -120,10 +124,25 @@ def resume(folder: Path, changes: dict[str, Any]) -> Path:
     if checkpoints.latest_checkpoint(folder) is None:
         raise InputError(f"run folder {folder} has no complete checkpoint to resume from; remove it and start again")
     settings, config = build(values)
+    former = _former_defaults(folder, values, config)
+    if former:
+        settings, config = build(values | former)
     trainer = _prepare(settings, config)
     trainer.train(resume_from_checkpoint=True)
     _finish(trainer, folder)
     return folder
+
+
+def _former_defaults(folder: Path, values: dict[str, Any], config: EquipoiseConfig) -> dict[str, Any]:
+    """Keys of equipoise that were not given and had another default, or preset, in the version that began the run."""
+    if not (folder / RESOLVED_FILE).is_file():
+        return {}
+    then, now = read_yaml(folder / RESOLVED_FILE), json.loads(config.to_json_string())
+    own = {f.name for f in dataclasses.fields(EquipoiseConfig)} - {f.name for f in dataclasses.fields(GRPOConfig)}
+    former = {name: then[name] for name in own if name in then and name not in values and then[name] != now[name]}
+    for name, value in sorted(former.items()):
+        logger.warning("%s began with %s=%r and keeps it; now the default is %r.", folder, name, value, now[name])
+    return former
 
 
 def run_settings(folder: Path) -> dict[str, Any]:
