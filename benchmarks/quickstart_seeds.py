@@ -3,7 +3,8 @@
     python benchmarks/quickstart_seeds.py --seeds 0 1 2 3 4 --output runs/quickstart_seeds
 
 Writes benchmarks/results/quickstart_seeds.csv, one row per seed and run: the final evaluation and the entropy of the
-last 50 updates. Each seed has its own warm start. Finished runs are kept: an interrupted benchmark goes on.
+last 50 updates. Each seed has its own warm start. Finished runs are kept: an interrupted benchmark goes on. Rows of other
+commits stay, and the means are over all of them: code that rounds differently makes other runs of the same seeds.
 """
 
 import argparse
@@ -38,12 +39,22 @@ def main() -> None:
         list(pool.map(lambda job: control(*job), jobs))
     rows = [row for seed in options.seeds for row in rows_of(options.output / str(seed), seed)]
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    rows = [*rows_of_others(commit), *({"commit": commit} | row for row in rows)]
     RESULTS.parent.mkdir(exist_ok=True)
     with RESULTS.open("w", newline="") as file:
         writer = csv.DictWriter(file, ["commit", "seed", "run", *MEASURES])
         writer.writeheader()
-        writer.writerows({"commit": commit} | row for row in rows)
+        writer.writerows(rows)
     summary(rows)
+
+
+def rows_of_others(commit: str) -> list[dict]:
+    """What other commits have measured."""
+    if not RESULTS.exists():
+        return []
+    with RESULTS.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["commit"] != commit]
+    return [row | {measure: float(row[measure]) for measure in MEASURES} for row in rows]
 
 
 def equipoise(*arguments) -> None:
@@ -73,7 +84,7 @@ def rows_of(folder: Path, seed: int):
 
 
 def summary(rows: list[dict]) -> None:
-    """Means over seeds, and the mean paired difference to GRPO with its standard error."""
+    """Means over seeds and commits, and the mean paired difference to GRPO with its standard error."""
     by_run = {}
     for row in rows:
         by_run.setdefault(row["run"], []).append(row)
