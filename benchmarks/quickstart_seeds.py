@@ -3,8 +3,8 @@
     python benchmarks/quickstart_seeds.py --seeds 0 1 2 3 4 --output runs/quickstart_seeds
 
 Writes benchmarks/results/quickstart_seeds.csv, one row per seed and run: the final evaluation and the entropy of the
-last 50 updates. Each seed has its own warm start. Finished runs are kept: an interrupted benchmark goes on. Rows of other
-commits stay, and the means are over all of them: code that rounds differently makes other runs of the same seeds.
+last 50 updates. Each seed has its own warm start. Finished runs are kept: an interrupted benchmark goes on. Rows of
+other commits stay, and the means are over all of them: code that rounds differently makes other runs of the same seeds.
 """
 
 import argparse
