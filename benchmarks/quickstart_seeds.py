@@ -54,7 +54,7 @@ def rows_of_others(commit: str) -> list[dict]:
         return []
     with RESULTS.open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["commit"] != commit]
-    return [row | {measure: float(row[measure]) for measure in MEASURES} for row in rows]
+    return [row | {"seed": int(row["seed"])} | {measure: float(row[measure]) for measure in MEASURES} for row in rows]
 
 
 def equipoise(*arguments) -> None:
@@ -84,7 +84,10 @@ def rows_of(folder: Path, seed: int):
 
 
 def summary(rows: list[dict]) -> None:
-    """Means over seeds and commits, and the mean paired difference to GRPO with its standard error."""
+    """Means over seeds and commits, and the mean paired difference to GRPO with its standard error over seeds.
+
+    Runs of one seed by several commits share data and random numbers: they count as one, by their mean.
+    """
     by_run = {}
     for row in rows:
         by_run.setdefault(row["run"], []).append(row)
@@ -93,7 +96,10 @@ def summary(rows: list[dict]) -> None:
         cells = []
         for measure in MEASURES:
             values = [row[measure] for row in own]
-            differences = [a - b[measure] for a, b in zip(values, by_run["GRPO"], strict=True)]
+            by_seed = {}
+            for row, grpo in zip(own, by_run["GRPO"], strict=True):
+                by_seed.setdefault(row["seed"], []).append(row[measure] - grpo[measure])
+            differences = [statistics.mean(of_seed) for of_seed in by_seed.values()]
             error = statistics.stdev(differences) / len(differences) ** 0.5 if len(differences) > 1 else float("nan")
             paired = "" if name == "GRPO" else f" ({statistics.mean(differences):+.3f} ± {error:.3f})"
             cells.append(f"{statistics.mean(values):.3f}{paired}")

@@ -19,7 +19,7 @@ BLOCK = 2**19
 level, take more time in calls than they save."""
 
 BITS = 1 / math.log(2)
-"""Of a nat: 2^x takes half the time of e^x on a CPU."""
+"""In a nat: 2^x takes half the time of e^x on a CPU with AVX2."""
 
 
 def fold_tile(
@@ -153,17 +153,17 @@ def gradient_tile_(
 
     Args:
         logits: raw logits of the tile.
-        state: of each row, targets as columns of this tile; the upstream gradients are g and g_H.
+        state: of each row, targets as columns of this tile.
         temperature: > 0.
         softcap: > 0 or None.
         out: where to write the result as well, in any floating type; None for `logits` alone.
     """
-    targets, maximum, log_s0, entropy, target_logit, *upstream = state
+    targets, maximum, log_s0, entropy, target_logit, g, g_entropy = state
     here = ((targets >= 0) & (targets < logits.shape[1])).nonzero()[:, 0]
     raw_of_target = logits[here, targets[here]]
-    spare = _scratch(logits) if state.entropy_gradient is not None else logits
+    spare = _scratch(logits) if g_entropy is not None else logits
     slope = _scratch(logits) if softcap is not None else logits
-    g, g_entropy = (None if x is None else x / temperature for x in upstream)
+    g, g_entropy = (None if x is None else x / temperature for x in (g, g_entropy))
     for rows in _blocks(logits):
         raw = logits[rows]
         num_rows = len(raw)

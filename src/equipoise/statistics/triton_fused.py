@@ -160,7 +160,7 @@ def gradient_into(
         out: in the type of `hidden`; rows begin at multiples of 16 bytes.
         hidden: half precision, as `fits` wants it.
         weight: the tile's rows of the LM head.
-        state: of each row, in float32, targets as columns of this tile; the upstream gradients are g and g_H.
+        state: of each row, in float32, targets as columns of this tile.
         temperature: > 0.
     """
     from equipoise.statistics import triton_fused_kernels as kernels

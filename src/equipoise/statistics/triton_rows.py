@@ -152,7 +152,7 @@ def gradient_tile_(
 
     Args:
         logits: float32 raw logits as `fold_tile` saw them; overwritten, unless `out` is given.
-        state: of each row, targets as columns of this tile; the upstream gradients are g and g_H.
+        state: of each row, targets as columns of this tile.
         temperature: > 0.
         softcap: > 0 or None.
         out: where to write instead, of any floating type: a half-precision buffer feeds the matrix products directly.
