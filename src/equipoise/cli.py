@@ -188,12 +188,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(options: argparse.Namespace, rest: list[str]) -> int:
-    from equipoise.training import run, settings
+    from equipoise.settings import reading as settings
+    from equipoise.trl import run
 
     if options.help:
         print(train_help())
         return 0
-    from equipoise.training.presets import merged
+    from equipoise.settings.presets import merged
 
     flags = settings.checked_keys(settings.read_flags(rest), "flag --")
     if options.resume is not None:
@@ -203,7 +204,7 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
             raise InputError("--smoke starts a run of its own: leave --resume out")
         folder = run.resume(options.resume, flags)
     elif options.smoke:
-        from equipoise.training.smoke import smoke
+        from equipoise.commands.smoke import smoke
 
         folder = smoke(merged(_keys(options.config), flags))
     else:
@@ -214,7 +215,7 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
 
 def _keys(config: str | None) -> dict:
     """The checked keys of a configuration file; none without one."""
-    from equipoise.training import settings
+    from equipoise.settings import reading as settings
 
     return {} if config is None else settings.checked_keys(settings.read_yaml(config), f"config {config}: ")
 
@@ -231,8 +232,9 @@ def _add_plan_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _plan(options: argparse.Namespace, rest: list[str]) -> int:
-    from equipoise.training import plan, settings
-    from equipoise.training.presets import merged
+    from equipoise.commands import plan
+    from equipoise.settings import reading as settings
+    from equipoise.settings.presets import merged
 
     flags = settings.checked_keys(settings.read_flags(rest), "flag --")
     plan.run_plan(merged(_keys(options.config), flags), options)
@@ -243,8 +245,8 @@ def train_help() -> str:
     """What `equipoise train --help` prints: the keys of equipoise; those of TRL are in TRL's documentation."""
     import dataclasses
 
-    from equipoise.training.config import OWN_FIELDS, EquipoiseConfig
-    from equipoise.training.settings import RunSettings
+    from equipoise.settings.reading import RunSettings
+    from equipoise.trl.config import OWN_FIELDS, EquipoiseConfig
 
     lines = [
         "usage: equipoise train --config FILE [--key value …]",
@@ -317,7 +319,7 @@ def _add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
-    from equipoise.training.comparison import evaluate_models
+    from equipoise.commands.evaluate import evaluate_models
 
     _no_rest(rest)
     evaluate_models(options)
@@ -375,7 +377,7 @@ def _add_probe_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _probe(options: argparse.Namespace, rest: list[str]) -> int:
-    from equipoise.training import probing
+    from equipoise.commands import probe as probing
 
     _no_rest(rest)
     probing.print_report(probing.probe(options), options.output)
@@ -391,14 +393,14 @@ def _add_doctor_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _doctor(options: argparse.Namespace, rest: list[str]) -> int:
-    from equipoise.training.doctor import doctor
+    from equipoise.commands.doctor import doctor
 
     _no_rest(rest)
     return doctor(options)
 
 
 def _compare(options: argparse.Namespace, rest: list[str]) -> int:
-    from equipoise.training.study_command import compare
+    from equipoise.commands.compare.command import compare
 
     _no_rest(rest)
     output = options.output or Path("runs") / options.study.stem
@@ -406,7 +408,7 @@ def _compare(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _warm_start(options: argparse.Namespace, rest: list[str]) -> int:
-    from equipoise.training.warm_starts import warm_start
+    from equipoise.models.warm_starts.by_task import warm_start
 
     _no_rest(rest)
     if options.steps is not None and options.steps < 1:
@@ -416,7 +418,7 @@ def _warm_start(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _quickstart(options: argparse.Namespace, rest: list[str]) -> int:
-    from equipoise.training.quickstart import quickstart
+    from equipoise.commands.quickstart import quickstart
 
     _no_rest(rest)
     quickstart(options.output, seed=options.seed)

@@ -1,0 +1,218 @@
+"""A small model for the number ladder, made on the spot: a Llama of 66,000 parameters, supervised on random walks.
+
+It knows the rules of the ladder and follows no goal: its walks are mostly legal, few end on the target. That is where
+reinforcement starts. Nothing is loaded from a network.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import (
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+from transformers.trainer_callback import PrinterCallback
+from transformers.utils import logging
+
+from equipoise.errors import InputError
+from equipoise.models.randomness import seeded
+from equipoise.tasks.ladder import ladder_tokenizer, random_walk_texts
+
+MAX_POSITIONS = 64
+IGNORED_LABEL = -100  # what the loss of transformers leaves out
+
+
+def warm_start_ladder(
+    folder: str | os.PathLike[str],
+    *,
+    seed: int = 0,
+    steps: int = 320,
+    batch_size: int = 256,
+    learning_rate: float = 5e-3,
+    progress: bool = True,
+) -> Path:
+    """The folder of a ladder model trained on fresh random walks: an ordinary Hugging Face model and tokenizer.
+
+    The model is written beside `folder` first and renamed at the end, so that an interruption leaves nothing behind
+    that looks finished. The state of every random generator is as before afterwards.
+
+    Args:
+        folder: to create; it may exist if it is empty.
+        seed: of weights and walks; the same seed gives the same weights on the same machine.
+        steps: optimiser steps (AdamW, constant learning rate after 20 steps of warm-up).
+        batch_size: walks per step; no walk is seen twice.
+        learning_rate: after the warm-up.
+        progress: show a progress bar on stderr.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: when the folder exists and is not empty, or is a file.
+    """
+    folder = new_folder(folder)
+    tokenizer = ladder_tokenizer()
+    with seeded(seed), written_at_once(folder) as staging:
+        model = small_model(tokenizer)
+        walks = _TokenizedWalks(steps * batch_size, tokenizer, np.random.default_rng(seed))
+        train_supervised(model, tokenizer, walks, staging, seed, steps, batch_size, learning_rate, progress)
+    return folder
+
+
+def new_folder(folder: str | os.PathLike[str]) -> Path:
+    """The folder of a warm start, which must be new or empty.
+
+    Raises:
+        InputError: when it is neither.
+    """
+    folder = Path(folder)
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise InputError(f"{folder}: the warm start needs a new or empty folder, and this exists")
+    return folder
+
+
+def small_model(tokenizer: PreTrainedTokenizerBase, *, max_positions: int = MAX_POSITIONS) -> LlamaForCausalLM:
+    """A Llama: transformers loads every Qwen2 folder with a byte-level tokenizer, whatever was saved in it."""
+    special_tokens = {
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=48,
+        intermediate_size=144,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=max_positions,
+        tie_word_embeddings=False,
+        attention_dropout=0.0,
+        dtype="float32",
+        **special_tokens,
+    )
+    model = LlamaForCausalLM(config)
+    model.generation_config = GenerationConfig(**special_tokens)
+    return model
+
+
+class _TokenizedWalks(torch.utils.data.Dataset):
+    """Random walks as token ids, padded on the right, with labels on the response and its end of sequence only.
+
+    There is no attention mask: attention is causal, so that no token ever sees the padding behind it.
+    """
+
+    def __init__(self, count: int, tokenizer: PreTrainedTokenizerBase, generator: np.random.Generator) -> None:
+        prompts, responses = zip(*random_walk_texts(count, generator), strict=True)
+        eos = tokenizer.eos_token
+        encoded = tokenizer(
+            [f"{prompt} {response} {eos}" for prompt, response in zip(prompts, responses, strict=True)],
+            padding=True,
+            padding_side="right",
+            return_tensors="pt",
+        )
+        prompt_length = len(tokenizer(prompts[0])["input_ids"])
+        self.input_ids = encoded["input_ids"]
+        self.labels = self.input_ids.masked_fill(encoded["attention_mask"] == 0, IGNORED_LABEL)
+        self.labels[:, :prompt_length] = IGNORED_LABEL
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"input_ids": self.input_ids[index], "labels": self.labels[index]}
+
+
+def train_supervised(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    walks: torch.utils.data.Dataset,
+    staging: Path,
+    seed: int,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    progress: bool,
+) -> None:
+    """Train the model on the CPU and write it with its tokenizer: seconds at this size; no GPU changes the weights."""
+    arguments = TrainingArguments(
+        output_dir=str(staging),
+        max_steps=steps,
+        per_device_train_batch_size=batch_size,
+        learning_rate=learning_rate,
+        lr_scheduler_type="constant_with_warmup",
+        warmup_steps=20,
+        adam_beta2=0.99,
+        weight_decay=0.01,
+        optim="adamw_torch",
+        max_grad_norm=1.0,
+        seed=seed,
+        use_cpu=True,
+        dataloader_pin_memory=False,
+        report_to="none",
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+    )
+    trainer = Trainer(model=model, args=arguments, train_dataset=walks, callbacks=[_ProgressBar(progress)])
+    trainer.remove_callback(PrinterCallback)  # it prints the run time to stdout
+    trainer.train()
+    model.config.use_cache = True  # switched off by the Trainer
+    with quiet():
+        model.eval().save_pretrained(staging)
+    tokenizer.save_pretrained(staging)
+
+
+class _ProgressBar(TrainerCallback):
+    """A bar on stderr that goes away; the one of transformers stays and prints its logs to stdout."""
+
+    def __init__(self, shown: bool) -> None:
+        self.shown = shown
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        self.bar = tqdm(total=state.max_steps, desc="warm start", unit="step", leave=False, disable=not self.shown)
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        self.bar.update()
+
+    def on_train_end(self, args, state, control, **kwargs) -> None:
+        self.bar.close()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bar of transformers, which shows one for writing a single small file."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def written_at_once(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder` to write into, renamed to it when the block ends and removed when the block fails."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = folder.parent / f".{folder.name}.{os.getpid()}.unfinished"
+    staging.mkdir()
+    try:
+        yield staging
+        if folder.exists():
+            folder.rmdir()
+        staging.rename(folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)

@@ -1,0 +1,310 @@
+"""One run, from settings to a run folder. Reads top to bottom in the order in which things happen.
+
+RUN/config.yaml       the keys that were given: `equipoise train --config RUN/config.yaml` repeats the run
+RUN/resolved.yaml     every setting in force
+RUN/environment.json  versions, machine, command, seed
+RUN/metrics.jsonl     one line per update
+RUN/evaluation.jsonl  one line per evaluation on held-out data
+RUN/failed_episodes.jsonl  episodes that an environment spoiled, with the cause; only where there are any
+RUN/tokens/           token records, with record_tokens
+RUN/checkpoint-N/     to resume from
+RUN/model/            the trained model, once the run is complete
+"""
+
+# pyright: reportOptionalMemberAccess=false, reportArgumentType=false, reportOptionalOperand=false
+# (transformers types what a trainer holds as optional, or as one of many kinds)
+
+import dataclasses
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import yaml
+from datasets import Dataset
+from safetensors import SafetensorError
+from transformers import PrinterCallback, ProgressCallback
+from trl.trainer.grpo_config import GRPOConfig
+
+import equipoise
+from equipoise.errors import InputError
+from equipoise.models.evaluation import evaluate_policy
+from equipoise.models.loading import check_prompts, fit_threads, load_model, load_task, load_tokenizer
+from equipoise.settings.reading import RunSettings, build, checked_keys, read_yaml
+from equipoise.tasks import RewardFunction, Task
+from equipoise.tasks.environments import EpisodeReward
+from equipoise.trl import checkpoints
+from equipoise.trl.callbacks import HeldOutEvaluation, MetricsRecorder, ProgressBar
+from equipoise.trl.config import EquipoiseConfig
+from equipoise.trl.episodes import evaluate_episodes
+from equipoise.trl.trainer import EquipoiseTrainer
+
+logger = logging.getLogger("equipoise")
+
+CONFIG_FILE, RESOLVED_FILE, ENVIRONMENT_FILE, MODEL_FOLDER = "config.yaml", "resolved.yaml", "environment.json", "model"
+FAILED_EPISODES_FILE = "failed_episodes.jsonl"
+
+# What may differ when a run is resumed: how it is watched and stored, and how long it goes on. Anything else would make
+# it another run.
+RESUMABLE_CHANGES = {
+    "max_steps", "num_train_epochs", "save_steps", "save_total_limit", "report_to", "disable_tqdm", "output_dir",
+    "dataloader_num_workers", "log_completions", "run_name", "record_tokens", "record_tokens_fraction",
+}  # fmt: skip
+
+
+def train(values: dict[str, Any], *, extra_rewards: Sequence[RewardFunction] = ()) -> Path:
+    """Train as the checked keys say, in a new run folder; returns the folder.
+
+    Args:
+        values: checked keys.
+        extra_rewards: added to the reward of the task.
+
+    Raises:
+        InputError: anything the user can mend; nothing is left behind unless training had begun.
+    """
+    settings, config = build(values)
+    folder = Path(str(config.output_dir))
+    created = _new_folder(folder)
+    try:
+        trainer = _prepare(settings, config, extra_rewards)
+        trainer.accelerator.wait_for_everyone()  # no process may find the settings of another in the folder
+        if trainer.accelerator.is_main_process:
+            _write_settings(folder, values, config)
+        trainer.accelerator.wait_for_everyone()
+        trainer.train()
+    except BaseException:
+        if created and checkpoints.latest_checkpoint(folder) is None and not (folder / "metrics.jsonl").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    _finish(trainer, folder)
+    return folder
+
+
+def _new_folder(folder: Path) -> bool:
+    """Make the run folder, or accept an empty one; returns whether it was made."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(
+            f"run folder {folder} exists; continue it with --resume {folder}, or choose another --output_dir"
+        )
+    created = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"run folder {folder} cannot be made: {error.strerror}") from error
+    return created
+
+
+def resume(folder: Path, changes: dict[str, Any]) -> Path:
+    """Continue an interrupted run from its newest complete checkpoint, exactly as if it had not been interrupted.
+
+    Keys of equipoise that were not given keep the defaults that the run began with.
+
+    Args:
+        folder: the run folder.
+        changes: checked keys that differ from the run's own; only `RESUMABLE_CHANGES` may.
+
+    Raises:
+        InputError: no run folder, nothing to resume from, or a change that would make it another run.
+    """
+    values = run_settings(folder)
+    for key, value in changes.items():
+        if key not in RESUMABLE_CHANGES and value != values.get(key):
+            raise InputError(
+                f"flag --{key}={value!r} would make {folder} another run (it has {values.get(key)!r}); "
+                f"start one with another --output_dir"
+            )
+    values |= changes | {"output_dir": str(folder)}
+    if checkpoints.latest_checkpoint(folder) is None:
+        raise InputError(f"run folder {folder} has no complete checkpoint to resume from; remove it and start again")
+    settings, config = build(values)
+    former = _former_defaults(folder, values, config)
+    if former:
+        settings, config = build(values | former)
+    trainer = _prepare(settings, config)
+    trainer.train(resume_from_checkpoint=True)
+    _finish(trainer, folder)
+    return folder
+
+
+def _former_defaults(folder: Path, values: dict[str, Any], config: EquipoiseConfig) -> dict[str, Any]:
+    """Keys of equipoise that were not given and had another default, or preset, in the version that began the run."""
+    if not (folder / RESOLVED_FILE).is_file():
+        return {}
+    then, now = read_yaml(folder / RESOLVED_FILE), json.loads(config.to_json_string())
+    own = {f.name for f in dataclasses.fields(EquipoiseConfig)} - {f.name for f in dataclasses.fields(GRPOConfig)}
+    former = {name: then[name] for name in own if name in then and name not in values and then[name] != now[name]}
+    for name, value in sorted(former.items()):
+        logger.warning("%s began with %s=%r and keeps it; now the default is %r.", folder, name, value, now[name])
+    return former
+
+
+def run_settings(folder: Path) -> dict[str, Any]:
+    """The keys a run was started with.
+
+    Raises:
+        InputError: when the folder is no run folder.
+    """
+    if not (folder / CONFIG_FILE).is_file():
+        raise InputError(f"{folder} is no run folder: it has no {CONFIG_FILE}")
+    return checked_keys(read_yaml(folder / CONFIG_FILE), f"config {folder / CONFIG_FILE}: ")
+
+
+def trained_model(folder: Path) -> Path:
+    """The model of a run folder: the final one, or that of its newest complete checkpoint."""
+    if (folder / MODEL_FOLDER).is_dir():
+        return folder / MODEL_FOLDER
+    latest = checkpoints.latest_checkpoint(folder)
+    if latest is None:
+        raise InputError(f"run folder {folder} has no model yet: no complete checkpoint")
+    return latest
+
+
+def _prepare(
+    settings: RunSettings, config: EquipoiseConfig, extra_rewards: Sequence[RewardFunction] = ()
+) -> EquipoiseTrainer:
+    task = load_task(settings)
+    _check_sizes(task.train, config, settings)
+    on_cpu = config.device.type == "cpu"
+    tokenizer = load_tokenizer(settings.model, trust_remote_code=config.trust_remote_code)
+    check_prompts(task.train, tokenizer, settings.model)
+    model = load_model(
+        settings.model,
+        on_cpu=on_cpu,
+        trust_remote_code=config.trust_remote_code,
+        **cast(dict, config.model_init_kwargs or {}),
+    )
+    config.model_init_kwargs = None  # used; TRL would warn that it cannot use them again
+    fit_threads(model, on_cpu=on_cpu)
+    if task.environment_factory is not None:
+        os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # the pinned version is the one that was tested
+    try:
+        trainer = EquipoiseTrainer(
+            model=model,
+            reward_funcs=[task.reward, *extra_rewards] if extra_rewards else task.reward,
+            args=config,
+            train_dataset=task.train,
+            processing_class=tokenizer,
+            peft_config=lora_config(settings) if settings.use_peft else None,
+            environment_factory=task.environment_factory,
+        )
+    except (ValueError, TypeError, ImportError, RuntimeError) as error:  # RuntimeError: a tracker is not installed
+        raise InputError(" ".join(str(error).split())) from error
+    _add_callbacks(trainer, settings, task)
+    return trainer
+
+
+def _check_sizes(train: Dataset, config: EquipoiseConfig, settings: RunSettings) -> None:
+    needed = (config.generation_batch_size or 0) // (config.num_generations or 1)
+    if len(train) < needed:
+        raise InputError(
+            f"{settings.dataset or settings.task}: {len(train)} training prompts, but a rollout batch takes {needed} "
+            f"(generation_batch_size / num_generations = {config.generation_batch_size} / {config.num_generations})"
+        )
+
+
+def lora_config(settings: RunSettings):
+    """The adapter that `use_peft` trains, as peft's configuration.
+
+    Raises:
+        InputError: peft is not installed.
+    """
+    try:
+        from peft import LoraConfig
+    except ImportError as error:
+        raise InputError("use_peft needs the package peft: pip install 'equipoise[peft]'") from error
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=settings.lora_r,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
+        target_modules=settings.lora_target_modules,
+    )
+
+
+def _add_callbacks(trainer: EquipoiseTrainer, settings: RunSettings, task: Task) -> None:
+    config = trainer.args
+    for noisy in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(noisy)
+    folder = Path(str(config.output_dir))
+    trainer.add_callback(MetricsRecorder(folder))
+    if not config.disable_tqdm:
+        trainer.add_callback(ProgressBar(folder.name))
+    if isinstance(task.reward, EpisodeReward):
+        task.reward.record = folder / FAILED_EPISODES_FILE
+    held_out = task.held_out
+    if held_out is None:
+        if settings.evaluate_every:
+            raise InputError("evaluate_every needs held-out data: give eval_dataset or eval_task")
+        return
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        logger.warning("Sharded model: evaluate after training with `equipoise evaluate %s`.", folder)
+        return
+    if settings.evaluate_prompts is not None:
+        held_out = held_out.select(range(min(settings.evaluate_prompts, len(held_out))))
+
+    def evaluate() -> dict[str, Any]:
+        if task.environment_factory is not None:
+            return evaluate_episodes(trainer, held_out, task.evaluation_reward, seed=config.seed)
+        return evaluate_policy(
+            trainer.accelerator.unwrap_model(trainer.model),
+            trainer.processing_class,
+            held_out,
+            task.evaluation_reward,
+            num_samples=settings.evaluate_samples,
+            ks=settings.evaluate_k,
+            temperature=config.temperature,
+            max_new_tokens=task.max_completion_length or config.max_completion_length,
+            seed=config.seed,
+            progress=not config.disable_tqdm,
+        ).as_dict()
+
+    trainer.add_callback(
+        HeldOutEvaluation(folder, evaluate, settings.evaluate_every, trainer.accelerator.wait_for_everyone)
+    )
+
+
+def _write_settings(folder: Path, values: dict[str, Any], config: EquipoiseConfig) -> None:
+    environment = {
+        "command": sys.argv,
+        "seed": config.seed,
+        "python": platform.python_version(),
+        "machine": platform.platform(),
+        "cpus": os.cpu_count(),
+        "device": str(config.device),
+        "threads": torch.get_num_threads(),
+        "world_size": config.world_size,
+        "versions": {"equipoise": equipoise.__version__}
+        | {
+            name: importlib.metadata.version(name)
+            for name in ("torch", "trl", "transformers", "accelerate", "datasets")
+        },
+    }
+    (folder / ENVIRONMENT_FILE).write_text(json.dumps(environment, indent=2) + "\n")
+    (folder / RESOLVED_FILE).write_text(yaml.safe_dump(json.loads(config.to_json_string()), sort_keys=True))
+    (folder / CONFIG_FILE).write_text(yaml.safe_dump(values, sort_keys=False))
+
+
+def _finish(trainer: EquipoiseTrainer, folder: Path) -> None:
+    """Save the trained model, whole or not at all."""
+    temporary = folder / (MODEL_FOLDER + ".part")
+    if trainer.is_fsdp_enabled:  # by default FSDP2 saves shards, in checkpoints only
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+    try:
+        trainer.save_model(str(temporary))
+        if trainer.accelerator.is_main_process:
+            trainer.processing_class.save_pretrained(temporary)
+            shutil.rmtree(folder / MODEL_FOLDER, ignore_errors=True)
+            temporary.replace(folder / MODEL_FOLDER)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise InputError(
+            f"{folder / MODEL_FOLDER} cannot be written: {error}; once that is mended, continue with --resume {folder}"
+        ) from error
+    trainer.accelerator.wait_for_everyone()
