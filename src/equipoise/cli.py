@@ -245,7 +245,7 @@ def train_help() -> str:
     """What `equipoise train --help` prints: the keys of equipoise; those of TRL are in TRL's documentation."""
     import dataclasses
 
-    from equipoise.settings.reading import RunSettings
+    from equipoise.settings.run import RunSettings
     from equipoise.trl.config import OWN_FIELDS, EquipoiseConfig
 
     lines = [

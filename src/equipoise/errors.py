@@ -6,3 +6,19 @@ class InputError(ValueError):
 
     A `ValueError`, so that Python callers need to know nothing of this class.
     """
+
+
+def require(name: str, value: object, rule: str, holds: bool) -> None:
+    """Refuse a value that breaks its rule: the one sentence for every range, "NAME must be RULE, got NAME=VALUE".
+
+    Args:
+        name: of the setting, as the user writes it.
+        value: that was given.
+        rule: what it must be, in words: "> 0", "in (0, 1]".
+        holds: whether it is so. A comparison with NaN is False: write the rule as what must hold.
+
+    Raises:
+        ValueError: it does not hold.
+    """
+    if not holds:
+        raise ValueError(f"{name} must be {rule}, got {name}={value!r}")

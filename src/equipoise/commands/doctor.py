@@ -40,7 +40,8 @@ from equipoise.diagnostics.doctor import (
 from equipoise.diagnostics.runs import METRICS_FILE, read_run
 from equipoise.errors import InputError
 from equipoise.models.loading import fit_threads, load_model, load_task, load_tokenizer
-from equipoise.settings.reading import RunSettings, build, checked_keys, read_yaml
+from equipoise.settings.reading import build, checked_keys, read_yaml
+from equipoise.settings.run import RunSettings
 from equipoise.tasks import Task
 from equipoise.trl import run
 

@@ -18,7 +18,8 @@ from equipoise.models import memory
 from equipoise.models.architectures import ParameterCount, Shape, architecture, parameter_count
 from equipoise.models.memory import Sharding, Term
 from equipoise.settings.presets import with_preset
-from equipoise.settings.reading import RunSettings, build
+from equipoise.settings.reading import build
+from equipoise.settings.run import RunSettings
 from equipoise.trl.config import EquipoiseConfig
 
 GIB = 2**30

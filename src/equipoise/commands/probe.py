@@ -37,7 +37,7 @@ from equipoise.models.randomness import seeded
 from equipoise.models.sampling import Completion, Sampler, evaluation_mode, rewards_of
 from equipoise.models.statistics_head import add_statistics_head
 from equipoise.polarity import entropy_polarity, expansion_threshold
-from equipoise.settings.reading import RunSettings
+from equipoise.settings.run import RunSettings
 from equipoise.tasks.task import Task
 from equipoise.trl import run
 from equipoise.types import TokenStatistics

@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from equipoise.errors import InputError
-from equipoise.settings.reading import RunSettings
+from equipoise.settings.run import RunSettings
 from equipoise.tasks import (
     Task,
     check_answers,

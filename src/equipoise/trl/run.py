@@ -37,7 +37,8 @@ import equipoise
 from equipoise.errors import InputError
 from equipoise.models.evaluation import evaluate_policy
 from equipoise.models.loading import check_prompts, fit_threads, load_model, load_task, load_tokenizer
-from equipoise.settings.reading import RunSettings, build, checked_keys, read_yaml
+from equipoise.settings.reading import build, checked_keys, read_yaml
+from equipoise.settings.run import RunSettings
 from equipoise.tasks import RewardFunction, Task
 from equipoise.tasks.environments import EpisodeReward
 from equipoise.trl import checkpoints
