@@ -408,7 +408,7 @@ def _compare(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _warm_start(options: argparse.Namespace, rest: list[str]) -> int:
-    from equipoise.models.warm_starts.by_task import warm_start
+    from equipoise.models.warm_starts import warm_start
 
     _no_rest(rest)
     if options.steps is not None and options.steps < 1:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from trainer_setup import character_tokenizer
 
 from equipoise.cli import main
-from equipoise.tasks import ladder_tokenizer
+from equipoise.models.warm_starts import ladder_tokenizer
 from equipoise.trl import EquipoiseTrainer, checkpoints
 
 

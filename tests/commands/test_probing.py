@@ -13,7 +13,7 @@ from equipoise.commands.probe import _probe_batch, _Rollout
 from equipoise.models.loading import encoded_prompt, load_model, load_tokenizer
 from equipoise.models.sampling import Sampler
 from equipoise.models.statistics_head import add_statistics_head
-from equipoise.models.warm_starts.supervised import warm_start_ladder
+from equipoise.models.warm_starts import warm_start_ladder
 from equipoise.tasks import ladder_task
 
 

@@ -110,7 +110,7 @@ TINY = {
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A study with one method that works and one that diverges, from a model made once."""
-    from equipoise.models.warm_starts.supervised import warm_start_ladder
+    from equipoise.models.warm_starts import warm_start_ladder
 
     folder = tmp_path_factory.mktemp("study")
     model = warm_start_ladder(folder / "model", steps=2, batch_size=4, progress=False)

@@ -5,7 +5,8 @@ from datasets import Dataset
 from trainer_setup import config
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from equipoise.tasks.environments import EpisodeLimits, calculator_tokenizer, guarded
+from equipoise.models.warm_starts import calculator_tokenizer
+from equipoise.tasks.environments import EpisodeLimits, guarded
 from equipoise.tasks.environments.calculator import EOS_TOKEN, Calculator, CalculatorReward
 from equipoise.trl import EquipoiseTrainer
 

@@ -10,7 +10,8 @@ from episode_setup import Scripted, episode_trainer, model, sums
 from resume_setup import TIMINGS
 
 from equipoise.errors import InputError
-from equipoise.tasks.environments import EpisodeLimits, EpisodeReward, EpisodesFailedError, calculator_tokenizer
+from equipoise.models.warm_starts import calculator_tokenizer
+from equipoise.tasks.environments import EpisodeLimits, EpisodeReward, EpisodesFailedError
 from equipoise.tasks.environments.calculator import Calculator, CalculatorReward
 from equipoise.trl import run
 from equipoise.trl.episodes import Transcript, evaluate_episodes

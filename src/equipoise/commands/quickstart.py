@@ -21,7 +21,7 @@ from equipoise.diagnostics.report import write_report
 from equipoise.diagnostics.runs import METRICS_FILE, read_run
 from equipoise.errors import InputError
 from equipoise.models.architectures import recipe_folder
-from equipoise.models.warm_starts.supervised import warm_start_ladder
+from equipoise.models.warm_starts import warm_start_ladder
 from equipoise.settings.reading import read_yaml
 from equipoise.trl import checkpoints, run
 

@@ -21,9 +21,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from equipoise.errors import InputError
 from equipoise.models.architectures import architecture
+from equipoise.models.warm_starts import calculator_tokenizer, ladder_tokenizer
 from equipoise.settings.presets import with_preset
-from equipoise.tasks import ladder_tokenizer
-from equipoise.tasks.environments import calculator_tokenizer
 from equipoise.tasks.math_data import MATH_DATA, MathData
 from equipoise.tasks.task import completion_text
 from equipoise.tasks.terms import Term, parsed_terms

@@ -124,7 +124,7 @@ def _arguments(run: StudyRun, study: Study, output: Path) -> tuple[dict[str, Any
 
 
 def _warm_start(folder: Path, task: str, seed: int, steps: int | None) -> None:
-    from equipoise.models.warm_starts.by_task import warm_start
+    from equipoise.models.warm_starts import warm_start
 
     warm_start(task, folder, seed=seed, steps=steps, progress=False)
 
@@ -174,7 +174,7 @@ class Job:
 def _work(jobs: list[Job], num_jobs: int) -> dict[str, str]:
     """Do all jobs, `num_jobs` at a time; returns the last line of those that failed."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["equipoise.trl.run", "equipoise.models.warm_starts.by_task"])
+    context.set_forkserver_preload(["equipoise.trl.run", "equipoise.models.warm_starts"])
     waiting, failures = list(reversed(jobs)), {}
     running: dict[str, tuple[Job, Any]] = {}
     with _Bars(len(jobs)) as bars:
