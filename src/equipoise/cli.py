@@ -188,6 +188,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(options: argparse.Namespace, rest: list[str]) -> int:
+    from equipoise.commands.threads import fit_threads
     from equipoise.settings import reading as settings
     from equipoise.trl import run
 
@@ -202,13 +203,13 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
             raise InputError("--resume takes the run's own configuration: leave --config out")
         if options.smoke:
             raise InputError("--smoke starts a run of its own: leave --resume out")
-        folder = run.resume(options.resume, flags)
+        folder = run.resume(options.resume, flags, on_model=fit_threads)
     elif options.smoke:
         from equipoise.commands.smoke import smoke
 
         folder = smoke(merged(_keys(options.config), flags))
     else:
-        folder = run.train(merged(_keys(options.config), flags))
+        folder = run.train(merged(_keys(options.config), flags), on_model=fit_threads)
     print(f"Done: {folder}")
     return 0
 
@@ -286,10 +287,7 @@ def _add_data_arguments(parser: argparse.ArgumentParser, title: str, *, several:
         "--task", nargs="+" if several else None, help=f"{named}: ladder, reasoning_gym:NAME, aime_2024, …"
     )
     data.add_argument("--prompt_template", help="boxed, answer_tags or text with {prompt} in it")
-    data.add_argument("--dataset", help="JSONL, Parquet or CSV file, or hub id")
-    data.add_argument("--dataset_split", default="train", help="split of a hub data set (default: %(default)s)")
-    data.add_argument("--prompt_column", default="prompt")
-    data.add_argument("--answer_column", default="answer")
+    data.add_argument("--dataset", metavar="FILE", help="short for --task data:FILE: JSONL, Parquet, CSV or a hub id")
     data.add_argument("--chat", action="store_true", help="wrap text prompts as one user message")
     data.add_argument("--reward", help="exact, math or module:function (the first term of a sum counts)")
     return data
@@ -322,6 +320,7 @@ def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
     from equipoise.commands.evaluate import evaluate_models
 
     _no_rest(rest)
+    _read_data(options)
     evaluate_models(options)
     return 0
 
@@ -380,6 +379,7 @@ def _probe(options: argparse.Namespace, rest: list[str]) -> int:
     from equipoise.commands import probe as probing
 
     _no_rest(rest)
+    _read_data(options)
     probing.print_report(probing.probe(options), options.output)
     return 0
 
@@ -396,6 +396,7 @@ def _doctor(options: argparse.Namespace, rest: list[str]) -> int:
     from equipoise.commands.doctor import doctor
 
     _no_rest(rest)
+    _read_data(options)
     return doctor(options)
 
 
@@ -425,6 +426,23 @@ def _quickstart(options: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
+def _read_data(options: argparse.Namespace) -> None:
+    """--dataset is another spelling of --task."""
+    from equipoise.settings.data_keys import data_term
+
+    if options.dataset is None:
+        return
+    if options.task is not None:
+        raise InputError("give either --task or --dataset, not both")
+    term = data_term(options.dataset)
+    options.task = [term] if options.command is _evaluate else term
+
+
 def _no_rest(rest: list[str]) -> None:
     if rest:
+        from equipoise.settings.data_keys import GONE, now_written
+
+        flag, _, value = rest[0].removeprefix("--").replace("-", "_").partition("=")
+        if flag in GONE:
+            raise InputError(f"flag --{now_written(flag, value or rest[1:2] or '…')}")
         raise InputError(f"flag {rest[0]} is not known; see --help")

@@ -164,13 +164,16 @@ def test_files_have_the_form_of_the_data_sets(name, tmp_path):
 def test_mixtures_and_own_data(tmp_path):
     keys = smoke.data_keys({"task": "0.7*dapo_math_17k?limit=5 + 0.3*data:mine.jsonl?answer_column=solution"}, tmp_path)
     first, second = settings.checked_keys(keys, "")["task"].split(" + ")
-    assert first == f"0.7*dapo_math_17k?path={tmp_path / 'dapo_math_17k.jsonl'}"
-    assert second == f"0.3*data:{tmp_path / 'mine.jsonl'}?answer_column=solution"
-    assert "solution" in json.loads((tmp_path / "mine.jsonl").read_text().splitlines()[0])
-    own = smoke.data_keys({"dataset": "mine.csv", "prompt_column": "question", "eval_dataset": "other.csv"}, tmp_path)
-    row = json.loads(Path(own["dataset"]).read_text().splitlines()[0])
+    assert first == f"0.7*dapo_math_17k?path={tmp_path / 'task' / 'dapo_math_17k.jsonl'}"
+    assert second == f"0.3*data:{tmp_path / 'task' / 'mine.jsonl'}?answer_column=solution"
+    assert "solution" in json.loads((tmp_path / "task" / "mine.jsonl").read_text().splitlines()[0])
+    same = {"dataset": "here/mine.csv?prompt_column=question", "eval_dataset": "there/mine.csv"}
+    own = smoke.data_keys(settings.checked_keys(same, ""), tmp_path)
+    path = own["task"].removeprefix("data:").removesuffix("?prompt_column=question")
+    row = json.loads(Path(path).read_text().splitlines()[0])
     assert row == {"question": smoke.PROBLEMS[0][0], "answer": smoke.PROBLEMS[0][1]}
-    assert len(Path(own["eval_dataset"]).read_text().splitlines()) == len(smoke.HELD_OUT)
+    held_out = own["eval_task"].removeprefix("data:")
+    assert len(Path(held_out).read_text().splitlines()) == len(smoke.HELD_OUT)
 
 
 def test_replay_keeps_a_stored_group():

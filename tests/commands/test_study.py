@@ -87,7 +87,7 @@ def test_names_become_folders():
             {"base": BASE | {"warm_start_steps": 3}},
             "warm_start_steps must be a whole number >= 1",
         ),
-        ({"base": {"dataset": "d"}, "warm_start": True}, "GRPO: warm_start needs a task"),
+        ({"base": {"max_steps": 1}, "warm_start": True}, "GRPO: warm_start needs a task"),
         ({"base": {"task": "ladder"}}, "model is required"),
     ],
 )

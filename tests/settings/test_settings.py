@@ -94,14 +94,14 @@ def test_a_missing_file_is_named(tmp_path):
     ("keys", "message"),
     [
         ({"task": "ladder", "output_dir": "x"}, "model is required"),
-        ({"model": "m", "output_dir": "x"}, "give either task or dataset, got task=None and dataset=None"),
-        ({"model": "m", "task": "ladder", "dataset": "d"}, "give either task or dataset"),
+        ({"model": "m", "output_dir": "x"}, "task is required"),
         ({"model": "m", "task": "chess"}, "task 'chess' is not known"),
         ({"model": "m", "task": "lader"}, r"task 'lader' is not known; did you mean ladder\?"),
         ({"model": "m", "task": "ladder", "eval_task": "aime_2023"}, "did you mean aime_202"),
-        ({"model": "m", "task": "ladder", "eval_task": "aime_2024", "eval_dataset": "d"}, "either eval_task or eval_d"),
         ({"model": "m", "task": "ladder", "prompt_template": "Solve."}, "prompt_template must contain {prompt} once"),
-        ({"model": "m", "dataset": "d"}, "a data set needs a reward"),
+        ({"model": "m", "task": "ladder", "environment": "m:C"}, "environment needs a data set of prompts"),
+        ({"model": "m", "task": "data:a + data:b", "environment": "m:C"}, "environment needs a data set of prompts"),
+        ({"model": "m", "task": "data:a", "environment": "m:C", "reward": "math"}, "brings its own reward"),
         ({"model": "m", "task": "ladder"}, "output_dir is required"),
         (
             {"model": "m", "task": "ladder", "evaluate_k": [32]},

@@ -27,6 +27,7 @@ from equipoise.commands.doctor_checks import (
     check_verifier,
     compare_logprobs,
 )
+from equipoise.commands.threads import fit_threads
 from equipoise.diagnostics.doctor import (
     RUN_CHECKS,
     SETTINGS_CHECKS,
@@ -37,17 +38,19 @@ from equipoise.diagnostics.doctor import (
     not_checked,
     print_findings,
 )
-from equipoise.diagnostics.runs import METRICS_FILE, read_run
+from equipoise.diagnostics.run_folder import ENVIRONMENT_FILE, METRICS_FILE, RESOLVED_FILE, is_run_folder
+from equipoise.diagnostics.runs import read_run
 from equipoise.errors import InputError
-from equipoise.models.loading import fit_threads, load_model, load_task, load_tokenizer
+from equipoise.models.loading import load_model, load_tokenizer
 from equipoise.settings.reading import build, checked_keys, read_yaml
 from equipoise.settings.run import RunSettings
+from equipoise.settings.task_loading import load_task
 from equipoise.tasks import Task
 from equipoise.trl import run
 
 Kind = Literal["run", "config", "model"]
-RUN_FILES = (METRICS_FILE, run.RESOLVED_FILE, run.ENVIRONMENT_FILE)
-DATA_KEYS = ("task", "dataset", "dataset_split", "prompt_column", "answer_column", "chat", "reward", "prompt_template")
+RUN_FILES = (METRICS_FILE, RESOLVED_FILE, ENVIRONMENT_FILE)
+DATA_KEYS = ("task", "chat", "reward", "prompt_template")
 PROBE = {
     "optimizer": "adamw", "prompts": 8, "generations": 8, "batches": 2, "temperature": 1.0, "batch_size": 32, "seed": 0,
 }  # fmt: skip
@@ -102,8 +105,8 @@ def _run(options: argparse.Namespace) -> list[Finding]:
     record = read_run(folder)
     if not record.metrics:
         raise InputError(f"its {METRICS_FILE} is empty: no update has been logged")
-    given = run.run_settings(folder) if (folder / run.CONFIG_FILE).is_file() else {}
-    resolved = read_yaml(folder / run.RESOLVED_FILE) if (folder / run.RESOLVED_FILE).is_file() else {}
+    given = run.run_settings(folder) if is_run_folder(folder) else {}
+    resolved = read_yaml(folder / RESOLVED_FILE) if (folder / RESOLVED_FILE).is_file() else {}
     environment = _environment(folder)
     findings = [check(RunEvidence(record, resolved)) for check in RUN_CHECKS]
     task, reason = _task(options, given)
@@ -114,7 +117,7 @@ def _run(options: argparse.Namespace) -> list[Finding]:
 
 
 def _environment(folder: Path) -> dict[str, Any]:
-    path = folder / run.ENVIRONMENT_FILE
+    path = folder / ENVIRONMENT_FILE
     if not path.is_file():
         return {}
     try:
@@ -127,7 +130,7 @@ def _config(options: argparse.Namespace) -> list[Finding]:
     given = checked_keys(read_yaml(options.target), f"config {options.target}: ")
     task, reason = _task(options, given)
     # What flags of `equipoise train` would add does not hinder the examination of the rest.
-    later = {"model": "MODEL", "output_dir": "RUN"} | ({} if given.keys() & {"task", "dataset"} else {"task": "ladder"})
+    later = {"model": "MODEL", "output_dir": "RUN"} | ({} if given.get("task") else {"task": "ladder"})
     settings, config = build(later | given)
     values = vars(settings) | config.to_dict()
     findings = _settings(given, values, config.world_size, config.device.type, task)
@@ -138,7 +141,7 @@ def _settings(
     given: dict[str, Any], values: dict[str, Any], world_size: int, device: str, task: Task | None
 ) -> list[Finding]:
     if not values:
-        return [not_checked("settings", f"there is no {run.RESOLVED_FILE}")]
+        return [not_checked("settings", f"there is no {RESOLVED_FILE}")]
     defaults = {f.name: f.default for f in dataclasses.fields(RunSettings) if f.default is not dataclasses.MISSING}
     evidence = SettingsEvidence(
         settings=defaults | given | values,
@@ -154,8 +157,8 @@ def _settings(
 def _task(options: argparse.Namespace, given: dict[str, Any]) -> tuple[Task | None, str]:
     """The data that the flags name, else that of the run or configuration; or why there is none."""
     flags = {key: getattr(options, key) for key in DATA_KEYS}
-    data = flags if options.task or options.dataset else {key: given[key] for key in DATA_KEYS if key in given}
-    if not data.get("task") and not data.get("dataset"):
+    data = flags if options.task else {key: given[key] for key in DATA_KEYS if key in given}
+    if not data.get("task"):
         return None, "no data was named: give --task, or --dataset and --reward"
     try:
         return load_task(RunSettings(model="MODEL", **data)), ""

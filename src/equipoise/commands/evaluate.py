@@ -14,22 +14,16 @@ from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
 from equipoise.commands.evaluation_table import as_csv, as_markdown, print_evaluations
+from equipoise.commands.threads import fit_threads
+from equipoise.diagnostics.run_folder import is_run_folder, model_of
 from equipoise.errors import InputError
 from equipoise.models.evaluation import Evaluation
 from equipoise.models.evaluation_batches import SampleFile, data_fingerprint, evaluate_in_batches
-from equipoise.models.loading import check_prompts, encoded_prompt, fit_threads, load_model, load_tokenizer
+from equipoise.models.loading import check_prompts, encoded_prompt, load_model, load_tokenizer
 from equipoise.models.sampling import Sampler
 from equipoise.models.vllm_sampling import VllmSampler, vllm_engine
-from equipoise.tasks import (
-    RewardFunction,
-    check_answers,
-    check_task_name,
-    load_examples,
-    named_task,
-    verifier_function,
-    with_template,
-)
-from equipoise.tasks.prompts import prompt_template
+from equipoise.settings.task_loading import evaluation_task
+from equipoise.tasks import RewardFunction, check_task_name
 from equipoise.trl import run
 
 DEFAULT_MAX_NEW_TOKENS = 512
@@ -84,15 +78,11 @@ def _check(options: argparse.Namespace) -> None:
         value = getattr(options, flag)
         if value is not None and value < 1:
             raise InputError(f"--{flag} must be >= 1, got {value}")
-    if options.task is not None and options.dataset is not None:
-        raise InputError("give either --task or --dataset, not both")
     tasks: list[str] = options.task or []
     for task in tasks:
         check_task_name(task)
     if len(set(tasks)) < len(tasks):
         raise InputError(f"each task can be given once, got {' '.join(tasks)}")
-    if options.dataset is not None and options.reward is None:
-        raise InputError("--dataset needs --reward: exact, math or module:function")
     if len(set(options.models)) < len(options.models):
         raise InputError(f"each model can be given once, got {' '.join(options.models)}")
     for path in options.output or []:
@@ -115,54 +105,28 @@ def _benchmarks(name: str, options: argparse.Namespace) -> list[HeldOut]:
 
 
 def _held_out(name: str, chosen: str | None, options: argparse.Namespace) -> HeldOut:
-    keys: dict[str, Any] = {}
-    if (Path(name) / run.CONFIG_FILE).is_file():
-        keys = run.run_settings(Path(name))
-    length = options.max_new_tokens or keys.get("max_completion_length")
-    template = options.prompt_template or keys.get("prompt_template")
-    named = chosen or (None if options.dataset else keys.get("eval_task") or _own_task(keys))
-    if named:
-        task = named_task(named, template=template, chat=options.chat or keys.get("chat", False))
-        if task.environment_factory is not None:
-            raise InputError(
-                f"task {task.name} has episodes, which only a run evaluates (evaluate_every, held-out data)"
-            )
-        # A benchmark has no training data of its own: all of it is to evaluate on.
-        dataset = task.train if task.held_out is None else task.held_out
-        limit = options.max_new_tokens or task.max_completion_length or length or DEFAULT_MAX_NEW_TOKENS
-        data = HeldOut(task.name, dataset, task.evaluation_reward, limit)
-    else:
-        if keys.get("environment") and not options.dataset:
-            raise InputError(f"{name} has episodes, which only the run itself evaluates (evaluate_every)")
-        source, reward = options.dataset or keys.get("eval_dataset"), options.reward or keys.get("reward")
-        if reward is None and keys.get("task"):
-            reward = "math"
-        if source is None or reward is None:
-            raise InputError(f"{name} names no held-out data: give --task, or --dataset and --reward")
-        from_flags = options.dataset is not None
-        columns = {
-            key: getattr(options, key) if from_flags else keys.get(key, getattr(options, key))
-            for key in ("prompt_column", "answer_column", "chat")
-        }
-        split = options.dataset_split if from_flags else keys.get("dataset_split", options.dataset_split)
-        dataset = load_examples(source, split=split, **columns)
-        check_answers(reward, dataset, source)
-        if template is not None:
-            dataset = with_template(dataset, prompt_template(template))
-        data = HeldOut(Path(source).stem, dataset, verifier_function(reward), length or DEFAULT_MAX_NEW_TOKENS)
-    if options.prompts is None:
-        return data
-    subset = data.dataset.select(range(min(options.prompts, len(data.dataset))))
-    return HeldOut(data.name, subset, data.reward, data.max_new_tokens)
-
-
-def _own_task(keys: dict[str, Any]) -> str | None:
-    """The task of a run, unless it was evaluated on a data set."""
-    return None if keys.get("eval_dataset") else keys.get("task")
-
-
-def _model_name(name: str) -> str:
-    return str(run.trained_model(Path(name))) if (Path(name) / run.CONFIG_FILE).is_file() else name
+    keys = run.run_settings(Path(name)) if is_run_folder(name) else {}
+    named = chosen or keys.get("eval_task") or keys.get("task")
+    if named is None:
+        raise InputError(f"{name} names no held-out data: give --task, or --dataset and --reward")
+    if keys.get("environment") and not chosen:
+        raise InputError(f"{name} has episodes, which only the run itself evaluates (evaluate_every)")
+    task = evaluation_task(
+        named,
+        reward=options.reward or keys.get("reward"),
+        template=options.prompt_template or keys.get("prompt_template"),
+        chat=options.chat or keys.get("chat", False),
+    )
+    if task.environment_factory is not None:
+        raise InputError(f"task {task.name} has episodes, which only a run evaluates (evaluate_every, held-out data)")
+    dataset = task.held_out
+    if dataset is None:
+        if not chosen and not keys.get("eval_task"):
+            raise InputError(f"{name} names no held-out data, and {named} holds none out: give --task, or --dataset")
+        dataset = task.train  # a benchmark has no training data of its own: all of it is to evaluate on
+    length = options.max_new_tokens or task.max_completion_length or keys.get("max_completion_length")
+    rows = len(dataset) if options.prompts is None else min(options.prompts, len(dataset))
+    return HeldOut(task.name, dataset.select(range(rows)), task.evaluation_reward, length or DEFAULT_MAX_NEW_TOKENS)
 
 
 def _sample_files(number: int, name: str, benchmarks: list[HeldOut], options: argparse.Namespace) -> list:
@@ -173,7 +137,7 @@ def _sample_files(number: int, name: str, benchmarks: list[HeldOut], options: ar
     for data in benchmarks:
         label = re.sub(r"[^A-Za-z0-9_.=-]+", "_", f"{number}-{Path(name).name}-{data.name}")[:120]
         settings = {
-            "model": _model_name(name), "benchmark": data.name, "num_prompts": len(data.dataset),
+            "model": model_of(name), "benchmark": data.name, "num_prompts": len(data.dataset),
             "data": data_fingerprint(data.dataset), "samples": options.samples, "temperature": options.temperature,
             "max_new_tokens": data.max_new_tokens, "batch_size": options.batch_size, "seed": options.seed,
             "backend": options.backend, "reward": data.reward.__name__,
@@ -185,7 +149,7 @@ def _sample_files(number: int, name: str, benchmarks: list[HeldOut], options: ar
 
 def _evaluate(name: str, benchmarks: list[HeldOut], files: list, options: argparse.Namespace) -> dict[str, Evaluation]:
     """The evaluations of one model, which is loaded once."""
-    tokenizer = load_tokenizer(_model_name(name))
+    tokenizer = load_tokenizer(model_of(name))
     for data in benchmarks:
         check_prompts(data.dataset, tokenizer, name)
     sampler = _sampler(name, tokenizer, options)
@@ -210,7 +174,7 @@ def _evaluate(name: str, benchmarks: list[HeldOut], files: list, options: argpar
 
 def _sampler(name: str, tokenizer: PreTrainedTokenizerBase, options: argparse.Namespace) -> Any:
     """The model, ready to sample, in transformers or in vLLM."""
-    model_name = _model_name(name)
+    model_name = model_of(name)
     if options.backend == "vllm":
         engine, parameters = vllm_engine(model_name, seed=options.seed)
         return VllmSampler(engine, parameters, tokenizer, 1)

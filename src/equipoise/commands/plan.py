@@ -207,7 +207,7 @@ def accelerate_sharding(path: Path) -> tuple[str, int]:
 def _lora(settings: RunSettings) -> Any:
     if not settings.use_peft:
         return None
-    from equipoise.trl.run import lora_config
+    from equipoise.models.loading import lora_config
 
     return lora_config(settings)
 

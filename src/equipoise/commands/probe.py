@@ -21,6 +21,7 @@ from datasets import Dataset
 from torch import Tensor
 from tqdm import tqdm
 
+from equipoise.commands.threads import fit_threads
 from equipoise.diagnostics.probe import (
     ProbeTokens,
     decile_correlation,
@@ -31,13 +32,15 @@ from equipoise.diagnostics.probe import (
     vocabulary_flows,
 )
 from equipoise.diagnostics.probe_figure import probe_figure
+from equipoise.diagnostics.run_folder import is_run_folder, model_of
 from equipoise.errors import InputError
-from equipoise.models.loading import encoded_prompt, fit_threads, load_model, load_task, load_tokenizer
+from equipoise.models.loading import encoded_prompt, load_model, load_tokenizer
 from equipoise.models.randomness import seeded
 from equipoise.models.sampling import Completion, Sampler, evaluation_mode, rewards_of
 from equipoise.models.statistics_head import add_statistics_head
 from equipoise.polarity import entropy_polarity, expansion_threshold
 from equipoise.settings.run import RunSettings
+from equipoise.settings.task_loading import load_task
 from equipoise.tasks.task import Task
 from equipoise.trl import run
 from equipoise.types import TokenStatistics
@@ -120,23 +123,14 @@ def _check(options: argparse.Namespace) -> None:
 
 def _settings(options: argparse.Namespace) -> RunSettings:
     """Model and data of the flags; of the run, where a run folder is given and the flags name no data."""
-    folder, keys = Path(options.model), {}
-    model = options.model
-    if (folder / run.CONFIG_FILE).is_file():
-        keys = run.run_settings(folder)
-        model = str(run.trained_model(folder))
-    names = (
-        "task", "dataset", "dataset_split", "prompt_column", "answer_column", "chat", "reward", "prompt_template",
-    )  # fmt: skip
-    if options.task or options.dataset:
-        data = {name: getattr(options, name) for name in names}
-    else:
-        data = {name: keys[name] for name in names if name in keys}
-    if keys.get("environment") and not (options.task or options.dataset):
+    keys = run.run_settings(Path(options.model)) if is_run_folder(options.model) else {}
+    if keys.get("environment") and not options.task:
         raise InputError(f"{options.model} was trained in an environment, which the probe does not play: give --task")
-    if not data:
+    names = ("task", "chat", "reward", "prompt_template")
+    data = {name: getattr(options, name) if options.task else keys.get(name) for name in names}
+    if data["task"] is None:
         raise InputError(f"{options.model} names no data: give --task, or --dataset and --reward")
-    return RunSettings(model=model, **data)
+    return RunSettings(model=model_of(options.model), **{name: value for name, value in data.items() if value})
 
 
 @dataclass(frozen=True)

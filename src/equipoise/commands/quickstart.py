@@ -18,12 +18,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from equipoise.commands.evaluate import print_table
 from equipoise.diagnostics.figure import comparison_figure
 from equipoise.diagnostics.report import write_report
-from equipoise.diagnostics.runs import METRICS_FILE, read_run
+from equipoise.diagnostics.run_folder import METRICS_FILE, MODEL_FOLDER, is_run_folder, latest_checkpoint
+from equipoise.diagnostics.runs import read_run
 from equipoise.errors import InputError
 from equipoise.models.architectures import recipe_folder
 from equipoise.models.warm_starts import warm_start_ladder
 from equipoise.settings.reading import read_yaml
-from equipoise.trl import checkpoints, run
+from equipoise.trl import run
 
 RECIPES = {"GRPO": "ladder_stale_grpo.yaml", "equipoise": "ladder_stale_equipoise.yaml"}
 PICTURE, REPORT = "comparison.png", "report.html"
@@ -59,7 +60,7 @@ def quickstart(folder: Path, *, seed: int) -> None:
 
 def _check_seed(folder: Path, seed: int) -> None:
     for name in RECIPES:
-        if not (folder / name / run.CONFIG_FILE).exists():
+        if not is_run_folder(folder / name):
             continue
         made_with = run.run_settings(folder / name).get("seed")
         if made_with != seed:
@@ -87,9 +88,9 @@ def _train_side_by_side(folder: Path, base: Path, seed: int) -> None:
 def _start(folder: Path, name: str, recipe: str, base: Path, seed: int) -> subprocess.Popen | None:
     """Start or continue a run in a process of its own; None when it is complete."""
     run_folder = folder / name
-    if (run_folder / run.MODEL_FOLDER).is_dir():
+    if (run_folder / MODEL_FOLDER).is_dir():
         return None
-    if checkpoints.latest_checkpoint(run_folder) is not None:
+    if latest_checkpoint(run_folder) is not None:
         arguments = ["--resume", str(run_folder)]
     else:
         shutil.rmtree(run_folder, ignore_errors=True)

@@ -19,13 +19,14 @@ from tokenizers.models import BPE
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
+from equipoise.commands.threads import fit_threads
 from equipoise.errors import InputError
 from equipoise.models.architectures import architecture
 from equipoise.models.warm_starts import calculator_tokenizer, ladder_tokenizer
 from equipoise.settings.presets import with_preset
 from equipoise.tasks.math_data import MATH_DATA, MathData
 from equipoise.tasks.task import completion_text
-from equipoise.tasks.terms import Term, parsed_terms
+from equipoise.tasks.terms import Term, parsed_terms, written
 from equipoise.trl import run
 
 MODEL_FOLDER, RUN_FOLDER = "base", "run"
@@ -70,14 +71,16 @@ def smoke(values: dict[str, Any]) -> Path:
     kept = {key: value for key, value in values.items() if key not in LEFT_OUT}
     keys = kept | data_keys(values, folder) | cut
     keys |= {"model": str(folder / MODEL_FOLDER), "output_dir": str(folder / RUN_FOLDER)}
-    return run.train({k: v for k, v in keys.items() if v is not None}, extra_rewards=[letter_share])
+    return run.train(
+        {k: v for k, v in keys.items() if v is not None}, extra_rewards=[letter_share], on_model=fit_threads
+    )
 
 
 LEFT_OUT = (
     "use_vllm", "vllm_mode", "vllm_gpu_memory_utilization", "vllm_enable_sleep_mode", "vllm_max_model_length",
     "vllm_tensor_parallel_size", "vllm_importance_sampling_correction", "vllm_server_base_url", "vllm_server_host",
     "vllm_server_port", "model_init_kwargs", "deepspeed", "fsdp", "fsdp_config", "generation_batch_size", "report_to",
-    "use_liger_kernel", "torch_compile", "fp16", "dataset_split", "asymmetry_map_every",
+    "use_liger_kernel", "torch_compile", "fp16", "asymmetry_map_every",
 )  # fmt: skip
 """Keys of machines: a CPU has no use for them."""
 
@@ -235,7 +238,8 @@ def cut_keys(values: dict[str, Any]) -> dict[str, Any]:
         cut["papo_warmup_updates"] = 1
         if values.get("papo_signal", "reference") == "reference":
             cut["papo_reference_entropy"] = RANDOM_REFERENCE
-    if values.get("dataset") and not (values.get("eval_dataset") or values.get("eval_task")):
+    terms = parsed_terms(values["task"], "task") if values.get("task") else []
+    if all(term.name in MATH_DATA or term.name.startswith("data:") for term in terms) and not values.get("eval_task"):
         cut["evaluate_every"] = 0  # nothing is held out
     if values.get("use_peft"):
         cut |= {"lora_r": 4}
@@ -254,14 +258,8 @@ def data_keys(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     keys: dict[str, Any] = {}
     for name, problems in (("task", PROBLEMS), ("eval_task", HELD_OUT)):
         if values.get(name):
-            terms = [_with_file(term, problems, folder) for term in parsed_terms(values[name], name)]
-            keys[name] = " + ".join(map(_written, terms))
-    columns = values.get("prompt_column") or "prompt", values.get("answer_column") or "answer"
-    for name, problems in (("dataset", PROBLEMS), ("eval_dataset", HELD_OUT)):
-        if values.get(name):
-            path = folder / f"{name}.jsonl"
-            _write(path, problems, MathData("", "train", *columns))
-            keys[name] = str(path)
+            terms = [_with_file(term, problems, folder / name) for term in parsed_terms(values[name], name)]
+            keys[name] = " + ".join(map(written, terms))
     return keys
 
 
@@ -281,12 +279,6 @@ def _with_file(term: Term, problems: tuple, folder: Path) -> Term:
         _write(path, problems, known)
         return Term(term.weight, f"data:{path}", kept)
     return term
-
-
-def _written(term: Term) -> str:
-    parameters = "&".join(f"{key}={value}" for key, value in term.parameters.items())
-    weight = "" if term.weight == 1 else f"{term.weight:g}*"
-    return f"{weight}{term.name}" + (f"?{parameters}" if parameters else "")
 
 
 def _write(path: Path, problems: tuple, known: MathData) -> None:

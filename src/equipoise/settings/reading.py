@@ -16,13 +16,14 @@ from typing import Any
 import yaml
 
 from equipoise.errors import InputError
+from equipoise.settings.data_keys import DATA_SPELLINGS, GONE, data_term, now_written
 from equipoise.settings.presets import with_preset
 from equipoise.settings.run import RunSettings
 from equipoise.tasks.datasets import shortened
 from equipoise.trl.config import EquipoiseConfig
 
-# The names TRL's own scripts use for the same things.
-ALIASES = {"model_name_or_path": "model", "dataset_name": "dataset"}
+# The names TRL's own scripts use for the same things, and data as the task that it is.
+ALIASES = {"model_name_or_path": "model", **DATA_SPELLINGS}
 
 
 def known_keys() -> dict[str, Any]:
@@ -120,16 +121,28 @@ def checked_keys(values: dict[str, Any], origin: str) -> dict[str, Any]:
     checked = {}
     for given, value in values.items():
         key = ALIASES.get(given, given)
+        if given in GONE:
+            raise InputError(f"{origin}{now_written(given, value)}")
         if key not in known:
             near = difflib.get_close_matches(given, [*known, *ALIASES], n=1)
             raise InputError(f"{origin}{given} is not known" + (f"; did you mean {near[0]}?" if near else ""))
+        if value is None and given in DATA_SPELLINGS:
+            continue
         if key in checked:
-            raise InputError(f"{origin}{given} is given twice, under another name")
+            raise InputError(
+                f"{origin}{given} is given twice, under another name: give either {_spellings(key, values)}"
+            )
         try:
             checked[key] = _converted(value, known[key])
         except (TypeError, ValueError, OverflowError):
             raise InputError(f"{origin}{given} must be {_type_name(known[key])}, got {shortened(value)}") from None
+        if given in DATA_SPELLINGS:
+            checked[key] = data_term(checked[key])
     return checked
+
+
+def _spellings(key: str, given: dict[str, Any]) -> str:
+    return " or ".join(name for name in sorted(given, reverse=True) if ALIASES.get(name, name) == key)
 
 
 def _converted(value: Any, hint: Any) -> Any:

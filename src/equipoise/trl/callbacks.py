@@ -11,7 +11,7 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
-from equipoise.diagnostics.runs import EVALUATION_FILE, METRICS_FILE
+from equipoise.diagnostics.run_folder import EVALUATION_FILE, METRICS_FILE
 from equipoise.errors import InputError
 
 

@@ -10,11 +10,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers.trainer_utils import rotate_checkpoints
 
+from equipoise.diagnostics.run_folder import CHECKPOINT_MARKER as MARKER
+from equipoise.diagnostics.run_folder import CHECKPOINT_PREFIX, checkpoint_folders, is_complete
 from equipoise.errors import InputError
 
-MARKER = "equipoise.json"
 FORMAT = 1
 
 
@@ -24,12 +25,7 @@ class CheckpointError(InputError):
 
 def checkpoint_folder(run_folder: str | Path, step: int) -> Path:
     """Where the checkpoint of an update lies."""
-    return Path(run_folder) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
-
-
-def is_complete(folder: Path) -> bool:
-    """Whether the checkpoint was written to its end."""
-    return (folder / MARKER).is_file()
+    return Path(run_folder) / f"{CHECKPOINT_PREFIX}{step}"
 
 
 def sharding_of(folder: Path) -> str | None:
@@ -39,21 +35,9 @@ def sharding_of(folder: Path) -> str | None:
     return "DeepSpeed" if any(folder.glob("global_step*")) else None
 
 
-def _checkpoints(run_folder: str | Path) -> list[Path]:
-    prefix = f"{PREFIX_CHECKPOINT_DIR}-"
-    found = [f for f in Path(run_folder).glob(prefix + "*") if f.is_dir() and f.name[len(prefix) :].isdecimal()]
-    return sorted(found, key=lambda folder: int(folder.name[len(prefix) :]))
-
-
-def latest_checkpoint(run_folder: str | Path) -> Path | None:
-    """The newest complete checkpoint of a run, or None."""
-    complete = [folder for folder in _checkpoints(run_folder) if is_complete(folder)]
-    return complete[-1] if complete else None
-
-
 def discard_incomplete(run_folder: str | Path) -> list[Path]:
     """Remove checkpoints whose writing was interrupted; returns them."""
-    incomplete = [folder for folder in _checkpoints(run_folder) if not is_complete(folder)]
+    incomplete = [folder for folder in checkpoint_folders(run_folder) if not is_complete(folder)]
     for folder in incomplete:
         shutil.rmtree(folder)
     return incomplete

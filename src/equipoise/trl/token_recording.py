@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from equipoise.balance import BoundsSelection
 from equipoise.clipping import clipped_high, clipped_low
-from equipoise.diagnostics.records import RECORDS_FOLDER, TokenRecorder, drop_after
+from equipoise.diagnostics.records import TokenRecorder, drop_after
+from equipoise.diagnostics.run_folder import RECORDS_FOLDER
 from equipoise.steering.update import MicroBatch
 from equipoise.trl.config import EquipoiseConfig
 

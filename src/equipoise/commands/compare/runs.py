@@ -21,9 +21,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from equipoise.commands.compare.study import Study, StudyRun
-from equipoise.diagnostics.runs import METRICS_FILE
+from equipoise.diagnostics.run_folder import METRICS_FILE, MODEL_FOLDER, latest_checkpoint
 from equipoise.errors import InputError
-from equipoise.trl import checkpoints
 
 LOG_SUFFIX = ".log"
 
@@ -70,7 +69,7 @@ def is_finished(run: StudyRun, output: Path) -> bool:
         InputError: it is there with other settings.
     """
     folder = run.folder(output)
-    if not (folder / "model").is_dir():
+    if not (folder / MODEL_FOLDER).is_dir():
         return False
     _check_settings(run, folder, "is finished")
     return True
@@ -79,7 +78,7 @@ def is_finished(run: StudyRun, output: Path) -> bool:
 def _check_interrupted(run: StudyRun, output: Path) -> None:
     """A run that was interrupted goes on with its own settings, so they must be the study's."""
     folder = run.folder(output)
-    if checkpoints.latest_checkpoint(folder) is not None:
+    if latest_checkpoint(folder) is not None:
         _check_settings(run, folder, "was begun")
 
 
@@ -132,7 +131,7 @@ def _warm_start(folder: Path, task: str, seed: int, steps: int | None) -> None:
 def _train(folder: Path, values: dict[str, Any], settings: dict[str, Any]) -> None:
     from equipoise.trl import run
 
-    if checkpoints.latest_checkpoint(folder) is not None:
+    if latest_checkpoint(folder) is not None:
         run.resume(folder, {})
     else:
         shutil.rmtree(folder, ignore_errors=True)
