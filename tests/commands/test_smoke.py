@@ -141,7 +141,7 @@ def test_without_an_output_folder_nothing_is_left_here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TMPDIR", str(tmp_path / "elsewhere"))
     monkeypatch.setattr(smoke.tempfile, "mkdtemp", lambda prefix: str(tmp_path / "elsewhere" / prefix))
-    monkeypatch.setattr(smoke.run, "train", lambda values, extra_rewards: Path(values["output_dir"]))
+    monkeypatch.setattr(smoke.run, "train", lambda values, **_: Path(values["output_dir"]))
     folder = smoke.smoke(keys_of("octothinker_3b"))
     assert folder == tmp_path / "elsewhere" / "equipoise-smoke-" / "run"
     assert {p.name for p in tmp_path.iterdir()} == {"elsewhere"}
