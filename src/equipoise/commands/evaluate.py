@@ -18,8 +18,8 @@ from equipoise.commands.threads import fit_threads
 from equipoise.diagnostics.run_folder import is_run_folder, model_of
 from equipoise.errors import InputError
 from equipoise.models.evaluation import Evaluation
-from equipoise.models.evaluation_batches import SampleFile, data_fingerprint, evaluate_in_batches
 from equipoise.models.loading import check_prompts, encoded_prompt, load_model, load_tokenizer
+from equipoise.models.resumable_evaluation import SampleFile, data_fingerprint, evaluate_in_batches
 from equipoise.models.sampling import Sampler
 from equipoise.models.vllm_sampling import VllmSampler, vllm_engine
 from equipoise.settings.task_loading import evaluation_task
