@@ -444,5 +444,5 @@ def _no_rest(rest: list[str]) -> None:
 
         flag, _, value = rest[0].removeprefix("--").replace("-", "_").partition("=")
         if flag in GONE:
-            raise InputError(f"flag --{now_written(flag, value or rest[1:2] or '…')}")
+            raise InputError(f"flag --{now_written(flag, value or ' '.join(rest[1:2]) or '…')}")
         raise InputError(f"flag {rest[0]} is not known; see --help")

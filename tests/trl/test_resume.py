@@ -9,6 +9,7 @@ from resume_setup import SETTINGS, history, weights
 from trainer_setup import prompts, trainer
 from trl import GRPOTrainer
 
+from equipoise.diagnostics.run_folder import latest_checkpoint
 from equipoise.trl import checkpoints
 from equipoise.trl.checkpoints import CheckpointError
 
@@ -97,7 +98,7 @@ def test_a_killed_write_is_not_resumed_and_is_cleared_away(tmp_path):
     make(tmp_path, max_steps=2).train()
     (tmp_path / "checkpoint-2" / checkpoints.MARKER).unlink()  # as a kill before the end of the write leaves it
     (tmp_path / "checkpoint-2" / "rollout_1.pt").write_bytes(b"half")
-    assert checkpoints.latest_checkpoint(tmp_path) == tmp_path / "checkpoint-1"
+    assert latest_checkpoint(tmp_path) == tmp_path / "checkpoint-1"
     subject = make(tmp_path, max_steps=2)
     with pytest.raises(CheckpointError, match="checkpoint-2 has no equipoise.json: its writing was interrupted"):
         subject.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))

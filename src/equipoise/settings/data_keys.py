@@ -14,8 +14,10 @@ GONE = {"prompt_column": "prompt_column", "answer_column": "answer_column", "dat
 
 def now_written(key: str, value: object) -> str:
     """What to write in the place of a key that is gone."""
-    parameter = GONE[key]
-    return f"{key} is a parameter of the data now: task: data:FILE?{parameter}={value}, or dataset: FILE?{parameter}=…"
+    from equipoise.tasks.terms import Term, written
+
+    _, _, parameters = written(Term(1.0, "data:", {GONE[key]: value})).partition("?")
+    return f"{key} is a parameter of the data now: dataset: FILE?{parameters}, or task: data:FILE?{parameters}"
 
 
 def data_term(source: str) -> str:

@@ -16,7 +16,11 @@ from equipoise.errors import InputError
 
 
 class JsonLines:
-    """An append-only file of JSON objects with an "update", each line complete on disk when `append` returns."""
+    """A file of JSON objects with an "update": a line is added whole, and a resumed run drops those it writes again.
+
+    A line is handed to the operating system when `append` returns, not forced onto the disk: a loss of power may cost
+    the last ones. What an interruption cut off is dropped with the lines that come after the checkpoint.
+    """
 
     def __init__(self, path: Path):
         self.path = path

@@ -12,10 +12,10 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 import yaml
@@ -58,11 +58,8 @@ RESUMABLE_CHANGES = {
 }  # fmt: skip
 
 
-class OnModel(Protocol):
-    """What a caller does with the model once it is loaded, before anything is computed with it."""
-
-    def __call__(self, model: PreTrainedModel, *, on_cpu: bool) -> Any:
-        """On the CPU, or where there is an accelerator that is to be used."""
+OnModel: TypeAlias = Callable[..., Any]
+"""`on_model(model, on_cpu=…)`: what a caller does with a loaded model before anything is computed with it."""
 
 
 def train(
@@ -73,7 +70,8 @@ def train(
     Args:
         values: checked keys.
         extra_rewards: added to the reward of the task.
-        on_model: called once; the command line fits the number of threads to the model.
+        on_model: called once, with the loaded model and whether it computes on the CPU (keyword `on_cpu`), before
+            anything is computed; the command line fits the number of threads to the model.
 
     Raises:
         InputError: anything the user can mend; nothing is left behind unless training had begun.
