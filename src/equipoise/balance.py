@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
+from equipoise.errors import require
 from equipoise.types import ClipBounds
 
 Measure = Literal["gradient", "surrogate"]
@@ -47,8 +48,8 @@ class BoundGrid:
         if not (1 <= self.high[0] <= self.high[1] < math.inf):
             raise ValueError(f"high must satisfy 1 <= high[0] <= high[1] < inf, got high={self.high}")
         for name in ("low_step", "high_step"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be positive and finite, got {name}={getattr(self, name)}")
+            value = getattr(self, name)
+            require(name, value, "positive and finite", 0 < value < math.inf)
 
     @classmethod
     def fixed(cls, bounds: ClipBounds) -> "BoundGrid":
@@ -184,8 +185,7 @@ def contribution(
     Raises:
         ValueError: an unknown measure, or NaN, infinite or negative values inside the mask.
     """
-    if measure not in get_args(Measure):
-        raise ValueError(f"measure must be 'gradient' or 'surrogate', got {measure!r}")
+    require("measure", measure, "'gradient' or 'surrogate'", measure in get_args(Measure))
     weighted = advantage if token_weight is None else advantage.double() * token_weight
     weighted = torch.where(action_mask, weighted, 0).flatten()
     ratio = torch.where(action_mask, ratio, 1).flatten()
@@ -269,8 +269,7 @@ def select_bounds(contribution: Contribution, grid: BoundGrid, *, target_share: 
     Raises:
         ValueError: target_share outside (0, 1), or a contribution of another grid.
     """
-    if not 0 < target_share < 1:
-        raise ValueError(f"target_share must be in (0, 1), got {target_share}")
+    require("target_share", target_share, "in (0, 1)", 0 < target_share < 1)
     if contribution.grid != grid:
         raise ValueError(f"contribution was binned on {contribution.grid}, got grid {grid}")
     positive, negative = contribution.positive_sums().cpu(), contribution.negative_sums().cpu()

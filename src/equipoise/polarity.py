@@ -4,6 +4,7 @@ Source: "Entropy Polarity in Reinforcement Fine-Tuning: Direction, Asymmetry, an
 first-order formulas are derived (docs/mathematics.md); the form of the reweighting is our reading of the paper.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from equipoise.clipping import unclipped
+from equipoise.errors import require
 from equipoise.types import ClipBounds, TokenStatistics
 
 Branch = Literal["positive", "negative"]
@@ -80,8 +82,7 @@ class BranchWeights:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if not 0 < value < float("inf"):
-                raise ValueError(f"branch weights must be positive and finite, got {name}={value}")
+            require(f"branch weight {name}", value, "positive and finite", 0 < value < math.inf)
 
     @classmethod
     def of_branches(cls, expanding: float, contracting: float) -> "BranchWeights":

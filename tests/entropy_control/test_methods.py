@@ -303,7 +303,7 @@ def test_defaults_are_those_of_the_papers():
     [
         ("clip", {}, "entropy control must be one of clip_cov, .*, got 'clip'"),
         ("clip_cov", {"gain": 1.0}, "clip_cov has the settings fraction, covariance_low, covariance_high, got 'gain'"),
-        ("clip_cov", {"fraction": 0.0}, r"fraction of clip_cov must be in \(0, 1\], got fraction=0.0"),
+        ("clip_cov", {"fraction": 0.0}, r"fraction of clip_cov must be in \(0, 1\], got fraction of clip_cov=0.0"),
         ("kl_cov", {"fraction": 1.1}, r"fraction of kl_cov must be in \(0, 1\]"),
         ("kl_cov", {"coefficient": -1.0}, "coefficient of kl_cov must be >= 0"),
         ("clip_cov", {"covariance_low": 5.0}, "covariance_low of clip_cov must be below covariance_high"),

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import torch
 
 from equipoise.diagnostics.records.schema import COLUMNS, RecordsError, arrow_schema
+from equipoise.errors import require
 
 FILE_NAME = re.compile(r"part-(\d{6})-rank(\d{4})\.parquet")
 _PER_TOKEN = {name: column for name, column in COLUMNS.items() if column.per == "token"}
@@ -63,10 +64,9 @@ class TokenRecorder:
         flush_rows: int = 200_000,
         flush_seconds: float = 60.0,
     ):
-        if not 0 < fraction <= 1:
-            raise ValueError(f"fraction must be in (0, 1], got fraction={fraction}")
-        if flush_rows < 1 or not flush_seconds > 0:
-            raise ValueError(f"flush_rows must be >= 1 and flush_seconds > 0, got {flush_rows} and {flush_seconds}")
+        require("fraction", fraction, "in (0, 1]", 0 < fraction <= 1)
+        require("flush_rows", flush_rows, ">= 1", flush_rows >= 1)
+        require("flush_seconds", flush_seconds, "> 0", flush_seconds > 0)
         self.folder, self.run, self.rank, self.fraction, self.seed = Path(folder), run, rank, fraction, seed
         self._texts = _Texts(decode)
         self._flush_rows, self._flush_seconds = flush_rows, flush_seconds
