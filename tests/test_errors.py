@@ -11,7 +11,7 @@ def test_a_value_within_its_range_passes():
 
 @pytest.mark.parametrize("value", [0.0, math.nan, "a"])
 def test_a_value_outside_its_range_is_named_with_its_rule(value):
-    with pytest.raises(ValueError) as refused:
+    with pytest.raises(ValueError, match="must be") as refused:
         require("share", value, "in (0, 1)", False)
     assert not isinstance(refused.value, InputError)
     assert all(part in str(refused.value) for part in ("share", "in (0, 1)", repr(value)))

@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from equipoise.diagnostics.estimators import bootstrap_interval, distinct_at_k, pass_at_k
 from equipoise.errors import InputError, require
+from equipoise.files import write_at_once
 from equipoise.models.loading import encoded_prompt
 from equipoise.models.randomness import seeded
 from equipoise.models.sampling import Completion, Sampler, evaluation_mode, rewards_of
@@ -87,7 +88,7 @@ class Evaluation:
         reason, length, truncated, entropy where it was measured).
         """
         lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in self.samples]
-        Path(path).write_text("".join(lines), encoding="utf-8")
+        write_at_once(Path(path), "".join(lines))
 
 
 def evaluate_policy(

@@ -18,6 +18,7 @@ import torch
 
 from equipoise.diagnostics.records.schema import COLUMNS, RecordsError, arrow_schema
 from equipoise.errors import require
+from equipoise.files import PART, file_at_once
 
 FILE_NAME = re.compile(r"part-(\d{6})-rank(\d{4})\.parquet")
 _PER_TOKEN = {name: column for name, column in COLUMNS.items() if column.per == "token"}
@@ -205,16 +206,8 @@ class TokenRecorder:
 
 def write_file(table: pa.Table, path: Path) -> None:
     """Write a Parquet file, whole or not at all, also when the machine goes down."""
-    temporary = path.with_suffix(".part")
-    try:
-        with temporary.open("wb") as file:
-            pq.write_table(table, file, compression="zstd", row_group_size=256 * 1024)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with file_at_once(path) as part, part.open("wb") as file:
+        pq.write_table(table, file, compression="zstd", row_group_size=256 * 1024)
 
 
 def drop_after(folder: str | Path, update: int, *, ranks: Callable[[int], bool] = lambda rank: True) -> None:
@@ -230,13 +223,13 @@ def drop_after(folder: str | Path, update: int, *, ranks: Callable[[int], bool] 
     """
     folder = Path(folder)
     for path in sorted(folder.glob("part-*")):
-        match = FILE_NAME.fullmatch(path.with_suffix(".parquet").name)
+        match = FILE_NAME.fullmatch(path.name.removesuffix(PART))
         if not match or not ranks(int(match[2])):
             continue
         try:
-            if path.suffix == ".part":
+            if path.suffix == PART:
                 path.unlink()
-            elif path.suffix == ".parquet":
+            else:
                 _keep_until(path, update)
         except OSError as error:
             raise RecordsError(_cause(path, error)) from error
