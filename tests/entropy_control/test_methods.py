@@ -337,11 +337,7 @@ def test_draws_belong_to_tokens():
     assert len(token_draw(row[:0], position[:0], seed=0, update=0)) == 0
 
 
-def test_draws_are_uniform_and_splitmix():
-    # the first output of SplitMix64 from the state 0 (published test vector: e220a8397b1dcdaf)
-    from equipoise.entropy_control.draw import _mixed
-
-    assert int(_mixed(torch.tensor(0))) == 0xE220A8397B1DCDAF - 2**64
+def test_draws_are_uniform():
     draw = token_draw(torch.zeros(20000, dtype=torch.int64), torch.arange(20000), seed=0, update=0).double() / 2**63
     assert abs(draw.mean()) < 0.02
     assert draw.var(correction=0).item() == pytest.approx(1 / 3, rel=0.02)
