@@ -43,6 +43,18 @@ def predicted_entropy_change(
     return unclipped(ratio, advantage, bounds) * ratio * entropy_polarity(statistics, advantage)
 
 
+def balance_authority(expanding_flow: float, contracting_flow: float, acted_on: float | None = None) -> float:
+    """b* = (N - P) / (P' + N'): the strength * phase at which the predicted net flow is 0; 0 where nothing flows.
+
+    Args:
+        expanding_flow: P, sum of the positive predicted entropy changes, >= 0.
+        contracting_flow: N, sum of the magnitudes of the negative ones, >= 0.
+        acted_on: P' + N', the part of both that is reweighted; None: all of it, where b* is in [-1, 1].
+    """
+    total = expanding_flow + contracting_flow if acted_on is None else acted_on
+    return (contracting_flow - expanding_flow) / total if total > 0 else 0.0
+
+
 def expansion_threshold(statistics: TokenStatistics) -> Float[Tensor, "*shape"]:
     """p*(s) = exp(W0(C e^H) - H): raising a token expands the entropy (T > 0) iff pi_a < p*. In [e^-H, 1]. Detached.
 

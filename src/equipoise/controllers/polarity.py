@@ -12,7 +12,7 @@ from typing import Any
 
 from equipoise.controllers.signals import PhaseSignal, ReferenceSignal, Trajectory
 from equipoise.errors import require
-from equipoise.polarity import BranchWeights
+from equipoise.polarity import BranchWeights, balance_authority
 
 logger = logging.getLogger("equipoise")
 
@@ -170,7 +170,7 @@ class PolarityController:
         past = entropy if self.slow_entropy is None else self.slow_entropy
         self.slow_entropy = self.slow_smoothing * past + (1 - self.slow_smoothing) * entropy
         acted_on = sum(flows[name] for name in self.quadrants)
-        self.demanded_authority = (contracting_flow - expanding_flow) / acted_on if acted_on > 0 else 0.0
+        self.demanded_authority = balance_authority(expanding_flow, contracting_flow, acted_on)
         self.progress = progress
         self.num_updates += 1
         if self._given_reference is None and self.num_updates <= self.warmup_updates:
@@ -241,12 +241,6 @@ class PolarityController:
         "_warmup_total",
         "_saturated_updates",
     )
-
-
-def balance_authority(expanding_flow: float, contracting_flow: float) -> float:
-    """b* = (N - P) / (N + P) in [-1, 1]: the strength * phase at which the predicted net flow is 0; 0 without flow."""
-    total = expanding_flow + contracting_flow
-    return (contracting_flow - expanding_flow) / total if total > 0 else 0.0
 
 
 def _checked_quadrants(quadrants: Collection[str]) -> tuple[str, ...]:

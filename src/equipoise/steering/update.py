@@ -12,7 +12,6 @@ from torch import Tensor
 
 from equipoise.balance import BoundGrid, BoundsSelection, Contribution, Measure, contribution
 from equipoise.clipping import clipped_high, clipped_low, clipped_surrogate, unclipped
-from equipoise.controllers.polarity import balance_authority
 from equipoise.diagnostics.off_policy import (
     STALENESS_BUCKETS,
     behavior_kl,
@@ -22,7 +21,7 @@ from equipoise.diagnostics.off_policy import (
     ratio_quantile,
     staleness_counts,
 )
-from equipoise.polarity import BranchWeights, predicted_entropy_change
+from equipoise.polarity import BranchWeights, balance_authority, predicted_entropy_change
 from equipoise.types import ClipBounds, TokenStatistics
 
 OF_POLICY = ("tokens", "entropy", "ratio", "ratio_square", "log_ratio", "ratio_tail", "moved", "staleness")
