@@ -6,8 +6,9 @@ first-order formulas are derived (docs/mathematics.md); the form of the reweight
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -15,6 +16,8 @@ from torch import Tensor
 from equipoise.clipping import unclipped
 from equipoise.errors import require
 from equipoise.types import ClipBounds, TokenStatistics
+
+Values = TypeVar("Values", Tensor, np.ndarray)
 
 Branch = Literal["positive", "negative"]
 """Of polarity: tokens whose update expands the entropy, and tokens whose update contracts it."""
@@ -40,7 +43,18 @@ def predicted_entropy_change(
     is the tabular change at the token's own state: parameters shared between states are not in it.
     """
     ratio = ratio.detach()
-    return unclipped(ratio, advantage, bounds) * ratio * entropy_polarity(statistics, advantage)
+    return surviving_change(entropy_polarity(statistics, advantage), ratio, unclipped(ratio, advantage, bounds))
+
+
+def surviving_change(polarity: Values, ratio: Values, survives: Any) -> Values:
+    """m rho P, of tensors or of arrays: `predicted_entropy_change` where polarity and clip decisions were recorded.
+
+    Args:
+        polarity: P = A T, nats per unit step.
+        ratio: rho, shaped like it.
+        survives: m, booleans shaped like it: the token carries loss, and no clip has taken its gradient away.
+    """
+    return survives * ratio * polarity
 
 
 def balance_authority(expanding_flow: float, contracting_flow: float, acted_on: float | None = None) -> float:
