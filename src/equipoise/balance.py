@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
+from equipoise.errors import require
 from equipoise.types import ClipBounds
 
 Measure = Literal["gradient", "surrogate"]
@@ -202,8 +203,7 @@ def contribution(
     Raises:
         ValueError: an unknown measure, or NaN, infinite or negative values inside the mask (`checked`).
     """
-    if measure not in get_args(Measure):
-        raise ValueError(f"measure must be 'gradient' or 'surrogate', got {measure!r}")
+    require("measure", measure, "'gradient' or 'surrogate'", measure in get_args(Measure))
     weighted = advantage if token_weight is None else advantage.double() * token_weight
     weighted = torch.where(action_mask, weighted, 0).flatten()
     ratio = torch.where(action_mask, ratio, 1).flatten()
@@ -328,8 +328,7 @@ def search_bounds(contribution: Contribution, grid: BoundGrid, *, target_share: 
     Raises:
         ValueError: as `select_bounds`.
     """
-    if not 0 < target_share < 1:
-        raise ValueError(f"target_share must be in (0, 1), got {target_share}")
+    require("target_share", target_share, "in (0, 1)", 0 < target_share < 1)
     if contribution.grid != grid:
         raise ValueError(f"contribution was binned on {contribution.grid}, got grid {grid}")
     positive, negative = _along_path(contribution.positive_sums(), contribution.negative_sums())

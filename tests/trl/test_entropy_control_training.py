@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 from contract_setup import BATCH, assert_same, hand_made_inputs
+from paper_losses import ce_gppo_loss, kl_cov_loss
 from trainer_runs import own, run
 from trainer_setup import config, trainer
 
 from equipoise import BranchWeights, ClipBounds, PolicyBatch, UpdateSize, aggregate, ppo_clip, reweight_by_polarity
 from equipoise.entropy_control import EntropyControl, UpdateTokens, token_draw
 from equipoise.entropy_control.draw import row_identity
-from equipoise.objectives import ce_gppo, kl_cov
 from equipoise.polarity import entropy_polarity
 from equipoise.steering.token_control import Part, _columns
 
@@ -77,9 +77,9 @@ def by_hand(folder, name, inputs, *, loss_type="dapo", weights=None, **settings)
         advantage = reweight_by_polarity(advantage, entropy_polarity(batch.statistics, advantage), weights)
     policy_batch = PolicyBatch(advantage, inputs["old_per_token_logps"], mask)
     if name == "ce_gppo":
-        loss = ce_gppo(batch.statistics, policy_batch, bounds=BOUNDS, **ACTIVE[name]).loss
+        loss = ce_gppo_loss(batch.statistics, policy_batch, bounds=BOUNDS, **ACTIVE[name])
     elif name == "kl_cov":
-        loss = kl_cov(batch.statistics, policy_batch, bounds=BOUNDS, selected=marks > 0, coefficient=0.5).loss
+        loss = kl_cov_loss(batch.statistics, policy_batch, bounds=BOUNDS, selected=marks > 0, coefficient=0.5)
     else:
         loss = ppo_clip(batch.statistics, PolicyBatch(advantage * marks, *_rest(policy_batch)), bounds=BOUNDS).loss
     total = aggregate(

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from equipoise.commands.evaluation_table import as_csv, as_markdown, print_evaluations
 from equipoise.errors import InputError
+from equipoise.files import write_at_once
 from equipoise.models.evaluation import Evaluation
 from equipoise.models.evaluation_batches import SampleFile, data_fingerprint, evaluate_in_batches
 from equipoise.models.loading import check_prompts, encoded_prompt, fit_threads, load_model, load_tokenizer
@@ -63,7 +64,7 @@ def evaluate_models(options: argparse.Namespace) -> dict[str, dict[str, Evaluati
     print_evaluations(numbers)
     for path in options.output or []:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(WRITERS[path.suffix](numbers), encoding="utf-8")
+        write_at_once(path, WRITERS[path.suffix](numbers))
     return evaluations
 
 

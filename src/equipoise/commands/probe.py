@@ -9,7 +9,6 @@ import argparse
 import csv
 import json
 import logging
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -32,6 +31,7 @@ from equipoise.diagnostics.probe import (
 )
 from equipoise.diagnostics.probe_figure import probe_figure
 from equipoise.errors import InputError
+from equipoise.files import folder_at_once, writing
 from equipoise.models.loading import encoded_prompt, fit_threads, load_model, load_task, load_tokenizer
 from equipoise.models.randomness import seeded
 from equipoise.models.sampling import Completion, Sampler, evaluation_mode, rewards_of
@@ -281,16 +281,10 @@ def _write(tokens: ProbeTokens, batches: list[dict[str, float]], tokenizer: Any,
             "The step is too large for first order: the realised change differs from it by %.0f%%. Lower "
             "--learning_rate (now %g).", 100 * remainder, options.learning_rate,
         )  # fmt: skip
-    staging = options.output.with_name(options.output.name + ".part")
-    shutil.rmtree(staging, ignore_errors=True)
-    try:
-        staging.mkdir(parents=True)
+    with writing(f"--output {options.output}"), folder_at_once(options.output) as staging:
         (staging / "probe.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
         _write_tokens(tokens, tokenizer, staging / "tokens.csv")
         probe_figure(tokens, report, staging / "probe.png")
-        staging.rename(options.output)
-    except OSError as error:
-        raise InputError(f"--output {options.output} cannot be written: {error.strerror}") from error
     return report
 
 

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from equipoise.balance import BoundGrid, BoundsSelection, Contribution, select_bounds
+from equipoise.errors import require
 
 
 class LaggedBounds:
@@ -40,8 +41,8 @@ class LaggedBounds:
             ValueError: a position that is not on this grid.
         """
         steps = state["steps"]
-        if not 0 <= steps < len(self.grid.low_points) + len(self.grid.high_points) - 1:
-            raise ValueError(f"steps must be a position on the grid {self.grid}, got {steps}")
+        num_points = len(self.grid.low_points) + len(self.grid.high_points) - 1
+        require("steps", steps, f"a position on the grid {self.grid}", 0 <= steps < num_points)
         self.selection = BoundsSelection(
             self.grid.path_bounds(steps), math.nan, math.nan, steps=steps, exhausted=state["exhausted"], inactive=False
         )

@@ -8,7 +8,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from equipoise.balance import BoundsSelection, Contribution, Measure
-from equipoise.controllers.polarity import balance_authority
+from equipoise.polarity import balance_authority
 from equipoise.steering.staleness import (
     STALENESS_BUCKETS,
     behavior_kl,

@@ -23,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from equipoise.commands.compare.study import Study, StudyRun
 from equipoise.diagnostics.runs import METRICS_FILE
 from equipoise.errors import InputError
+from equipoise.files import write_at_once
 from equipoise.trl import checkpoints
 
 LOG_SUFFIX = ".log"
@@ -136,7 +137,7 @@ def _train(folder: Path, values: dict[str, Any], settings: dict[str, Any]) -> No
         run.resume(folder, {})
     else:
         shutil.rmtree(folder, ignore_errors=True)
-        _settings_file(folder).write_text(yaml.safe_dump(settings, sort_keys=False))
+        write_at_once(_settings_file(folder), yaml.safe_dump(settings, sort_keys=False))
         run.train(values | {"output_dir": str(folder)})
     for checkpoint in folder.glob("checkpoint-*"):  # a finished run needs none, and a study has hundreds of runs
         shutil.rmtree(checkpoint)

@@ -5,7 +5,6 @@ reinforcement starts. Nothing is loaded from a network.
 """
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +26,7 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging
 
 from equipoise.errors import InputError
+from equipoise.files import folder_at_once
 from equipoise.models.randomness import seeded
 from equipoise.tasks.ladder import ladder_tokenizer, random_walk_texts
 
@@ -64,7 +64,7 @@ def warm_start_ladder(
     """
     folder = new_folder(folder)
     tokenizer = ladder_tokenizer()
-    with seeded(seed), written_at_once(folder) as staging:
+    with seeded(seed), folder_at_once(folder) as staging:
         model = small_model(tokenizer)
         walks = _TokenizedWalks(steps * batch_size, tokenizer, np.random.default_rng(seed))
         train_supervised(model, tokenizer, walks, staging, seed, steps, batch_size, learning_rate, progress)
@@ -201,18 +201,3 @@ def quiet() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
-
-
-@contextmanager
-def written_at_once(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder` to write into, renamed to it when the block ends and removed when the block fails."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = folder.parent / f".{folder.name}.{os.getpid()}.unfinished"
-    staging.mkdir()
-    try:
-        yield staging
-        if folder.exists():
-            folder.rmdir()
-        staging.rename(folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)

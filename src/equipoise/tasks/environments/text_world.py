@@ -12,6 +12,7 @@ from datasets import Dataset
 from tqdm import tqdm
 
 from equipoise.errors import InputError
+from equipoise.files import put
 from equipoise.tasks.datasets import one_line
 from equipoise.tasks.environments.episode import EpisodeLimits, guarded
 from equipoise.tasks.environments.reward import EpisodeReward
@@ -197,11 +198,10 @@ def _make(path: Path, size: dict[str, int], seed: int) -> None:
         settings: Any = {"rewards": "dense", "goal": "brief", "test": False}  # typed as text, but "test" is none
         game = simple.make(settings, options)
         textworld.generator.compile_game(game, options)
-    part.replace(path)
-    for suffix in (".ni", ".json"):
+    for suffix in (".z8", ".ni", ".json"):
         made = part.with_suffix(suffix)
         if made.exists():
-            made.replace(path.with_suffix(suffix))
+            put(made, path.with_suffix(suffix))
 
 
 def _cache_folder() -> Path:
