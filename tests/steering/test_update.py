@@ -20,13 +20,13 @@ LOGPROB = torch.tensor([[-1.0, -2.0, -3.0, -4.0, torch.nan]])
 STALENESS = torch.tensor([[0, 1, 5, 40, 7]])
 BATCH = MicroBatch(
     TokenStatistics(LOGPROB, ENTROPY, TENDENCY, torch.zeros(1, 5)),
-    None,
-    RATIO,
-    ADVANTAGE,
-    ACTION,
-    LOSS,
-    None,
-    STALENESS,
+    old_logprob=None,
+    ratio=RATIO,
+    advantage=ADVANTAGE,
+    action_mask=ACTION,
+    loss_mask=LOSS,
+    token_weight=None,
+    staleness=STALENESS,
 )
 
 

@@ -142,8 +142,8 @@ def test_settings_reach_the_signal(tmp_path, settings, signal):
 
 def test_settings_reach_the_controller(tmp_path):
     controller = config(
-        tmp_path, polarity="papo", papo_strength=0.3, papo_smoothing=0.5, papo_slow_smoothing=0.8, papo_warmup_updates=2,
-        papo_reference_entropy=0.7, papo_release_after=0.6,
+        tmp_path, polarity="papo", papo_strength=0.3, papo_smoothing=0.5, papo_slow_smoothing=0.8,
+        papo_warmup_updates=2, papo_reference_entropy=0.7, papo_release_after=0.6,
     ).polarity_controller()  # fmt: skip
     assert (controller.strength, controller.smoothing, controller.slow_smoothing) == (0.3, 0.5, 0.8)
     assert (controller.warmup_updates, controller.reference_entropy, controller.release_after) == (2, 0.7, 0.6)
