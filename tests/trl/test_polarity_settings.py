@@ -97,7 +97,7 @@ def test_a_run_that_is_made_longer_follows_its_new_length(tmp_path):
 def test_every_signal_trains(tmp_path, signal):
     subject, log = run(tmp_path, polarity="papo", papo_signal=signal, papo_warmup_updates=1, max_steps=4)
     assert any(own(entry)["phase"] for entry in log)
-    assert subject.polarity_controller.signal != ScheduleSignal()
+    assert subject.steering.controller.signal != ScheduleSignal()
 
 
 def test_quadrants_are_steered_by_their_own_flow(tmp_path):
@@ -105,7 +105,7 @@ def test_quadrants_are_steered_by_their_own_flow(tmp_path):
     subject, log = run(tmp_path, polarity="papo", papo_warmup_updates=1, **settings, max_steps=3)
     authority = own(log[-1])["demanded_authority"]
     assert abs(authority) > abs(own(log[-1])["balance_authority"]) > 0
-    assert subject.polarity_controller.phase == pytest.approx(max(min(authority / 0.5, 1), -1))
+    assert subject.steering.controller.phase == pytest.approx(max(min(authority / 0.5, 1), -1))
 
 
 def measures(num_tokens, num_with_advantage):

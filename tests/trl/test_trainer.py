@@ -72,7 +72,7 @@ def test_every_promised_scalar_is_logged_for_every_update(tmp_path):
 
 def test_phase_and_weights_logged_are_those_in_force_before_the_update_was_observed(tmp_path):
     _, log = run(tmp_path, **STALE, **BINDING)
-    replayed = trainer(tmp_path, **STALE, **BINDING).polarity_controller
+    replayed = trainer(tmp_path, **STALE, **BINDING).steering.controller
     for entry in map(own, log):
         assert entry["phase"] == replayed.phase
         assert entry["weight_expanding_positive"] == replayed.weights.expanding_positive
@@ -203,7 +203,7 @@ def test_environment_tokens_enter_nothing(tmp_path):
     measured = []
     for value in (0.0, torch.nan):
         inputs["old_per_token_logps"][:, 1] = value
-        subject.polarity_controller, subject._last_entropy = subject.args.polarity_controller(), 0.0
+        subject.steering.controller, subject._last_entropy = subject.args.polarity_controller(), 0.0
         subject.model.train()
         subject.accelerator.gradient_state._set_sync_gradients(True)
         subject.current_gradient_accumulation_steps = 1
@@ -220,8 +220,8 @@ def test_an_update_of_masked_completions_teaches_the_controller_nothing(tmp_path
     subject, log = run(tmp_path, polarity="papo", papo_warmup_updates=1, **settings)
     measured = [own(entry)["entropy"] for entry in log]
     assert [value is None for value in measured] == [True, False, True, False]
-    assert subject.polarity_controller.num_updates == 2
-    assert subject.polarity_controller.reference_entropy == pytest.approx(0.6 * measured[1])
+    assert subject.steering.controller.num_updates == 2
+    assert subject.steering.controller.reference_entropy == pytest.approx(0.6 * measured[1])
 
 
 @pytest.mark.parametrize("loss_type", ["dapo", "cispo"])
@@ -259,9 +259,9 @@ def test_evaluation_by_the_trainer_leaves_the_controller_alone(tmp_path):
     subject = trainer(tmp_path, **STALE, per_device_eval_batch_size=8)
     subject.eval_dataset = prompts(2)
     subject.train()
-    before = subject.polarity_controller.state_dict()
+    before = subject.steering.controller.state_dict()
     subject.evaluate(prompts(2))
-    assert subject.polarity_controller.state_dict() == before
+    assert subject.steering.controller.state_dict() == before
 
 
 def test_learning_raises_the_reward(tmp_path):

@@ -107,7 +107,7 @@ class PolarityController:
                 if weight <= 0:
                     raise ValueError(
                         f"strength must leave every weight > 0, got strength={self.strength}, which brings "
-                        f"{name} to {weight:g}; keep it below 1, act on other quadrants, or set weight_bounds"
+                        f"{name} to {weight:g}; keep it below 1, or act on other quadrants"
                     )
 
     @property

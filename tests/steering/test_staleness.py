@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from equipoise.diagnostics.off_policy import (
+from equipoise.steering.staleness import (
     LOG_RATIO_END,
     STALENESS_BUCKETS,
     behavior_kl,
