@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
-from tqdm import tqdm
 
 from equipoise.diagnostics.probe import (
     ProbeTokens,
@@ -37,6 +36,7 @@ from equipoise.models.randomness import seeded
 from equipoise.models.sampling import Completion, Sampler, evaluation_mode, rewards_of
 from equipoise.models.statistics_head import add_statistics_head
 from equipoise.polarity import entropy_polarity, expansion_threshold
+from equipoise.progress import progress_bar
 from equipoise.settings.run import RunSettings
 from equipoise.tasks.task import Task
 from equipoise.trl import run
@@ -78,9 +78,11 @@ def probe(options: argparse.Namespace) -> dict[str, Any]:
     length = options.max_new_tokens or task.max_completion_length or 512
     sampler = Sampler(model, tokenizer, length, options.batch_size)
     parts, batches = [], []
-    with evaluation_mode(model), seeded(options.seed):
+    bar = progress_bar("probe", options.batches, "batch")
+    with bar, evaluation_mode(model), seeded(options.seed):
         order = torch.randperm(len(task.train))[:needed].tolist()
-        for number in tqdm(range(options.batches), desc="probe", unit="batch", leave=False):
+        for number in range(options.batches):
+            bar.update(number - bar.n)
             rows = task.train.select(order[number * options.prompts : (number + 1) * options.prompts])
             rollout = _sample(sampler, tokenizer, rows, task, options)
             if not rollout.advantages.any():

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 from datasets import Dataset
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from equipoise.diagnostics.estimators import bootstrap_interval, distinct_at_k, pass_at_k
@@ -26,6 +25,7 @@ from equipoise.files import write_at_once
 from equipoise.models.loading import encoded_prompt
 from equipoise.models.randomness import seeded
 from equipoise.models.sampling import Completion, Sampler, evaluation_mode, rewards_of
+from equipoise.progress import progress_bar
 from equipoise.tasks.rewards import MathReward, golds_of
 from equipoise.tasks.task import RewardFunction
 
@@ -135,7 +135,7 @@ def evaluate_policy(
     prompt_ids = [encoded_prompt(tokenizer, prompt, row) for row, prompt in enumerate(dataset["prompt"], start=1)]
     sampler = Sampler(model, tokenizer, max_new_tokens, batch_size)
     num_sequences = len(prompt_ids) * (num_samples + greedy)
-    bar = tqdm(total=num_sequences, desc="evaluate", unit="completion", leave=False, disable=not progress)
+    bar = progress_bar("evaluate", num_sequences, "completion", shown=progress)
     with bar, evaluation_mode(model), seeded(seed):
         records = sample_records(
             sampler, dataset, prompt_ids, reward, num_samples, temperature, greedy, correct_at, bar.update

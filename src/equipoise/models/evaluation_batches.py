@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from tqdm import tqdm
 
 from equipoise.errors import InputError
 from equipoise.files import write_at_once
 from equipoise.models.evaluation import Evaluation, check_settings, sample_records, summary
 from equipoise.models.randomness import seeded
+from equipoise.progress import progress_bar
 from equipoise.tasks.task import RewardFunction
 
 
@@ -56,10 +56,7 @@ def evaluate_in_batches(
     records = [] if samples is None else samples.begin(at_once)
     begun = len(records)
     per_prompt = num_samples + 1
-    bar = tqdm(
-        total=len(prompt_ids) * per_prompt, initial=begun * per_prompt, desc=name, unit="completion", leave=False,
-        disable=not progress,
-    )  # fmt: skip
+    bar = progress_bar(name, len(prompt_ids) * per_prompt, "completion", done=begun * per_prompt, shown=progress)
     with bar:
         for begin in range(begun, len(prompt_ids), at_once):
             rows = range(begin, min(begin + at_once, len(prompt_ids)))

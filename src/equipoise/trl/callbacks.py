@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from equipoise.diagnostics.runs import EVALUATION_FILE, METRICS_FILE
 from equipoise.files import write_at_once, writing
+from equipoise.progress import progress_bar
 
 
 class JsonLines:
@@ -100,13 +100,11 @@ class ProgressBar(TrainerCallback):
 
     def __init__(self, description: str):
         self.description = description
-        self.bar: tqdm | None = None
+        self.bar: Any = None
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            self.bar = tqdm(
-                total=state.max_steps, initial=state.global_step, desc=self.description, unit="update", smoothing=0.1
-            )
+            self.bar = progress_bar(self.description, state.max_steps, "update", done=state.global_step, stays=True)
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.bar is not None:

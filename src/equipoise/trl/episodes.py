@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from tqdm import tqdm
 
 from equipoise.diagnostics.estimators import bootstrap_interval
 from equipoise.models.randomness import seeded
+from equipoise.progress import progress_bar
 from equipoise.tasks.environments import Episode
 
 logger = logging.getLogger("equipoise")
@@ -69,7 +69,7 @@ def evaluate_episodes(
     modes = {module: module.training for module in trainer.model.modules()}
     trainer.model.eval()
     try:
-        with seeded(seed), tqdm(total=len(dataset), desc="evaluate", leave=False, disable=not progress) as bar:
+        with seeded(seed), progress_bar("evaluate", len(dataset), "prompt", shown=progress) as bar:
             for begin in range(0, len(dataset), prompts_at_once):
                 rows = dataset.select(range(begin, min(begin + prompts_at_once, len(dataset)))).to_list()
                 trainer._generate_and_score_completions([row for row in rows for _ in range(samples)])

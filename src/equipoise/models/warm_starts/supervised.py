@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from transformers import (
     GenerationConfig,
     LlamaConfig,
@@ -28,6 +27,7 @@ from transformers.utils import logging
 from equipoise.errors import InputError
 from equipoise.files import folder_at_once
 from equipoise.models.randomness import seeded
+from equipoise.progress import progress_bar
 from equipoise.tasks.ladder import ladder_tokenizer, random_walk_texts
 
 MAX_POSITIONS = 64
@@ -182,7 +182,7 @@ class _ProgressBar(TrainerCallback):
         self.shown = shown
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
-        self.bar = tqdm(total=state.max_steps, desc="warm start", unit="step", leave=False, disable=not self.shown)
+        self.bar = progress_bar("warm start", state.max_steps, "step", shown=self.shown)
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         self.bar.update()
