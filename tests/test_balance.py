@@ -337,7 +337,7 @@ def test_refuses_grids(changes, message):
 
 @pytest.mark.parametrize("target", [0.0, 1.0, -0.1, math.nan])
 def test_refuses_target_share(target):
-    with pytest.raises(ValueError, match=rf"target_share must be in \(0, 1\), got {target}"):
+    with pytest.raises(ValueError, match=rf"target_share must be in \(0, 1\), got target_share={target}"):
         select_bounds(of_tokens(RATIO, ADVANTAGE), GRID, target_share=target)
 
 
@@ -361,7 +361,7 @@ def test_refuses_what_is_not_finite_inside_the_mask(position, value):
 
 
 def test_refuses_an_unknown_measure():
-    with pytest.raises(ValueError, match="measure must be 'gradient' or 'surrogate', got 'loss'"):
+    with pytest.raises(ValueError, match="measure must be 'gradient' or 'surrogate', got measure='loss'"):
         # Unwrapped: under the import hook of these tests the type annotations would refuse it first.
         inspect.unwrap(contribution)(RATIO, ADVANTAGE, torch.ones(10, dtype=torch.bool), GRID, measure="loss")
 

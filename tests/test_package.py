@@ -13,7 +13,7 @@ SOURCE = Path(equipoise.__file__).parent
 HOSTS = ["transformers", "trl", "verl", "triton", "accelerate", "datasets"]
 
 ORDER = [
-    {"errors", "types"},
+    {"errors", "types", "files", "progress", "splitmix"},
     {"statistics"},
     {"ratios", "clipping", "polarity", "balance", "entropy_control", "aggregation"},
     {"objectives"},

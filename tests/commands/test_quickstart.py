@@ -70,4 +70,4 @@ def test_a_run_that_fails_is_named_with_its_last_line(small, capsys):
     broken = Path("recipes", quickstart.RECIPES["GRPO"])
     broken.write_text(broken.read_text().replace("learning_rate: 0.0006", "learning_rate: fast"))
     assert main(["quickstart", "--output", "q"]) == 2
-    assert "the run GRPO failed: equipoise: config recipes" in capsys.readouterr().err
+    assert "the run GRPO failed: config recipes" in capsys.readouterr().err

@@ -138,7 +138,7 @@ def test_a_finished_run_is_never_run_again(finished, monkeypatch):
     metrics = folder / "out" / "runs" / "GRPO" / "seed-0" / "metrics.jsonl"
     before = metrics.stat().st_mtime_ns
     started = []
-    monkeypatch.setattr(study_runs, "_work", lambda jobs, num_jobs: started.extend(job.name for job in jobs) or {})
+    monkeypatch.setattr(study_runs, "work", lambda jobs, *_: started.extend(job.name for job in jobs) or {})
     main(["compare", str(folder / "study.yaml"), "--output", str(folder / "out")])
     assert started == ["broken, seed 0"]
     assert metrics.stat().st_mtime_ns == before
@@ -155,7 +155,7 @@ def test_a_finished_run_with_other_settings_is_refused(finished, capsys):
 
 def test_a_report_starts_nothing(finished, capsys, monkeypatch):
     folder, _ = finished
-    monkeypatch.setattr(study_runs, "_work", None)
+    monkeypatch.setattr(study_runs, "work", None)
     assert main(["compare", str(folder / "study.yaml"), "--output", str(folder / "out"), "--report"]) == 0
     assert "1 runs, 0 failed, 1 not run yet" in capsys.readouterr().out
     assert main(["compare", str(folder / "study.yaml"), "--output", str(folder / "none"), "--report"]) == 2

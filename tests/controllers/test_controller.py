@@ -16,7 +16,8 @@ from equipoise import (
     reweight_by_polarity,
     token_statistics,
 )
-from equipoise.controllers.polarity import SATURATION_PATIENCE, balance_authority
+from equipoise.controllers.polarity import SATURATION_PATIENCE
+from equipoise.polarity import balance_authority
 
 
 def observed(controller, *entropies, expanding_flow=1.0, contracting_flow=1.0):

@@ -403,14 +403,14 @@ def test_no_end_of_sequence_anywhere_is_refused():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_samples": 0}, "num_samples must be at least 1, got 0"),
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
-        ({"temperature": 0.0}, "temperature must be positive and finite, got 0.0"),
-        ({"temperature": math.nan}, "temperature must be positive and finite, got nan"),
-        ({"temperature": math.inf}, "temperature must be positive and finite, got inf"),
-        ({"ks": (1, 7)}, "every k of pass@k must be in 1..num_samples = 6, got 7"),
-        ({"ks": (0,)}, "every k of pass@k must be in 1..num_samples = 6, got 0"),
+        ({"num_samples": 0}, "num_samples must be >= 1, got num_samples=0"),
+        ({"batch_size": 0}, "batch_size must be >= 1, got batch_size=0"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be >= 1, got max_new_tokens=0"),
+        ({"temperature": 0.0}, "temperature must be > 0 and finite, got temperature=0.0"),
+        ({"temperature": math.nan}, "temperature must be > 0 and finite, got temperature=nan"),
+        ({"temperature": math.inf}, "temperature must be > 0 and finite, got temperature=inf"),
+        ({"ks": (1, 7)}, "k of pass@k must be in 1..num_samples=6, got k of pass@k=7"),
+        ({"ks": (0,)}, "k of pass@k must be in 1..num_samples=6, got k of pass@k=0"),
     ],
 )
 def test_settings_out_of_range_are_refused(ladder, settings, message):

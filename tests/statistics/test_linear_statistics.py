@@ -234,16 +234,16 @@ def test_refuses_two_devices():
 
 @pytest.mark.parametrize("softcap", [0.0, -1.0, math.nan])
 def test_refuses_softcap(softcap):
-    refused(f"softcap must be > 0 and finite, or None, got {softcap}", softcap=softcap)
+    refused(f"softcap must be > 0 and finite, or None, got softcap={softcap}", softcap=softcap)
 
 
 def test_refuses_an_unknown_backend():
-    refused("backend must be one of auto, torch, triton, got 'cuda'", backend="cuda")
+    refused("backend must be one of auto, torch, triton, got backend='cuda'", backend="cuda")
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan])
 def test_refuses_temperature(temperature):
-    refused(f"temperature must be > 0 and finite, got {temperature}", temperature=temperature)
+    refused(f"temperature must be > 0 and finite, got temperature={temperature}", temperature=temperature)
 
 
 def test_refuses_targets_outside_the_vocabulary():

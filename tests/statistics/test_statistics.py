@@ -271,7 +271,7 @@ def test_refuses_targets_outside_the_vocabulary(target):
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan])
 def test_refuses_temperature(temperature):
-    with pytest.raises(ValueError, match=f"temperature must be > 0 and finite, got {temperature}"):
+    with pytest.raises(ValueError, match=f"temperature must be > 0 and finite, got temperature={temperature}"):
         token_statistics(torch.zeros(1, 5), torch.tensor([0]), temperature=temperature)
 
 

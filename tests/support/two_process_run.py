@@ -86,7 +86,7 @@ def run(folder: Path, *, resume: bool = False) -> dict[str, Any]:
     return {
         "sharded": watch.sharded,
         "weights": {name: _whole(parameter) for name, parameter in trainer.model.named_parameters()},
-        "controller": trainer.polarity_controller.state_dict(),
+        "controller": trainer.steering.controller.state_dict(),
         "bounds": watch.bounds,
         "num_tokens": rollouts.num_tokens,
     }

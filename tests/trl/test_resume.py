@@ -24,7 +24,7 @@ def uninterrupted(tmp_path_factory):
     subject = make(folder)
     subject.train()
     assert subject.state.epoch > 1
-    return folder, weights(subject), history(subject), subject.polarity_controller.state_dict()
+    return folder, weights(subject), history(subject), subject.steering.controller.state_dict()
 
 
 @pytest.mark.parametrize("step", [1, 3, 4, 7, 16, 17, 21, 22])
@@ -35,7 +35,7 @@ def test_resumed_run_ends_with_the_same_weights_and_metrics(uninterrupted, tmp_p
     subject.train(resume_from_checkpoint=True)
     assert all(torch.equal(value, final_weights[name]) for name, value in weights(subject).items())
     assert history(subject) == final_history
-    assert subject.polarity_controller.state_dict() == controller
+    assert subject.steering.controller.state_dict() == controller
 
 
 def test_lagged_bounds_are_resumed(tmp_path):
@@ -47,7 +47,7 @@ def test_lagged_bounds_are_resumed(tmp_path):
         part = make(tmp_path / str(step), bapo_scope="lagged", max_steps=8)
         part.train(resume_from_checkpoint=True)
         assert history(part) == history(whole)
-        assert part.lagged_bounds.selection.bounds == whole.lagged_bounds.selection.bounds
+        assert part.steering.lagged_bounds.selection.bounds == whole.steering.lagged_bounds.selection.bounds
 
 
 def test_every_epoch_has_an_order_of_its_own_and_the_first_is_that_of_trl(tmp_path):
@@ -143,7 +143,7 @@ def test_a_run_interrupted_in_the_middle_of_an_update_resumes_in_the_same_proces
     subject.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
     assert all(torch.equal(value, final_weights[name]) for name, value in weights(subject).items())
     assert history(subject) == final_history
-    assert subject.polarity_controller.state_dict() == controller
+    assert subject.steering.controller.state_dict() == controller
 
 
 def test_a_resumed_run_saves_as_it_is_told_now(tmp_path):

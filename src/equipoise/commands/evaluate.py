@@ -17,6 +17,7 @@ from equipoise.commands.evaluation_table import as_csv, as_markdown, print_evalu
 from equipoise.commands.threads import fit_threads
 from equipoise.diagnostics.run_folder import is_run_folder, model_of
 from equipoise.errors import InputError
+from equipoise.files import write_at_once
 from equipoise.models.evaluation import Evaluation
 from equipoise.models.loading import check_prompts, encoded_prompt, load_model, load_tokenizer
 from equipoise.models.resumable_evaluation import SampleFile, data_fingerprint, evaluate_in_batches
@@ -57,7 +58,7 @@ def evaluate_models(options: argparse.Namespace) -> dict[str, dict[str, Evaluati
     print_evaluations(numbers)
     for path in options.output or []:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(WRITERS[path.suffix](numbers), encoding="utf-8")
+        write_at_once(path, WRITERS[path.suffix](numbers))
     return evaluations
 
 

@@ -9,7 +9,6 @@ import argparse
 import csv
 import json
 import logging
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -19,7 +18,6 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
-from tqdm import tqdm
 
 from equipoise.commands.threads import fit_threads
 from equipoise.diagnostics.probe import (
@@ -34,11 +32,13 @@ from equipoise.diagnostics.probe import (
 from equipoise.diagnostics.probe_figure import probe_figure
 from equipoise.diagnostics.run_folder import is_run_folder, model_of
 from equipoise.errors import InputError
+from equipoise.files import folder_at_once, writing
 from equipoise.models.loading import encoded_prompt, load_model, load_tokenizer
 from equipoise.models.randomness import seeded
 from equipoise.models.sampling import Completion, Sampler, evaluation_mode, rewards_of
 from equipoise.models.statistics_head import add_statistics_head
 from equipoise.polarity import entropy_polarity, expansion_threshold
+from equipoise.progress import progress_bar
 from equipoise.settings.run import RunSettings
 from equipoise.settings.task_loading import load_task
 from equipoise.tasks.task import Task
@@ -81,9 +81,11 @@ def probe(options: argparse.Namespace) -> dict[str, Any]:
     length = options.max_new_tokens or task.max_completion_length or 512
     sampler = Sampler(model, tokenizer, length, options.batch_size)
     parts, batches = [], []
-    with evaluation_mode(model), seeded(options.seed):
+    bar = progress_bar("probe", options.batches, "batch")
+    with bar, evaluation_mode(model), seeded(options.seed):
         order = torch.randperm(len(task.train))[:needed].tolist()
-        for number in tqdm(range(options.batches), desc="probe", unit="batch", leave=False):
+        for number in range(options.batches):
+            bar.update(number - bar.n)
             rows = task.train.select(order[number * options.prompts : (number + 1) * options.prompts])
             rollout = _sample(sampler, tokenizer, rows, task, options)
             if not rollout.advantages.any():
@@ -275,16 +277,10 @@ def _write(tokens: ProbeTokens, batches: list[dict[str, float]], tokenizer: Any,
             "The step is too large for first order: the realised change differs from it by %.0f%%. Lower "
             "--learning_rate (now %g).", 100 * remainder, options.learning_rate,
         )  # fmt: skip
-    staging = options.output.with_name(options.output.name + ".part")
-    shutil.rmtree(staging, ignore_errors=True)
-    try:
-        staging.mkdir(parents=True)
+    with writing(f"--output {options.output}"), folder_at_once(options.output) as staging:
         (staging / "probe.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
         _write_tokens(tokens, tokenizer, staging / "tokens.csv")
         probe_figure(tokens, report, staging / "probe.png")
-        staging.rename(options.output)
-    except OSError as error:
-        raise InputError(f"--output {options.output} cannot be written: {error.strerror}") from error
     return report
 
 

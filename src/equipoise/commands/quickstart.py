@@ -5,29 +5,25 @@ one thread each; evaluation of both; a table, a PNG and a report. What is finish
 goes on.
 """
 
-import os
-import shutil
-import subprocess
-import sys
-import time
-from contextlib import suppress
 from pathlib import Path
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from equipoise.commands.evaluate import print_table
+from equipoise.commands.side_by_side import Job, train_or_continue, work
 from equipoise.diagnostics.figure import comparison_figure
 from equipoise.diagnostics.report import write_report
-from equipoise.diagnostics.run_folder import METRICS_FILE, MODEL_FOLDER, is_run_folder, latest_checkpoint
+from equipoise.diagnostics.run_folder import MODEL_FOLDER, is_run_folder
 from equipoise.diagnostics.runs import read_run
 from equipoise.errors import InputError
 from equipoise.models.architectures import recipe_folder
 from equipoise.models.warm_starts import warm_start_ladder
-from equipoise.settings.reading import read_yaml
+from equipoise.settings.reading import checked_keys, read_yaml
 from equipoise.trl import run
 
 RECIPES = {"GRPO": "ladder_stale_grpo.yaml", "equipoise": "ladder_stale_equipoise.yaml"}
 PICTURE, REPORT = "comparison.png", "report.html"
+
+# One thread each: two runs share two cores, and threads of one small model would only wait for each other.
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
 def quickstart(folder: Path, *, seed: int) -> None:
@@ -70,54 +66,21 @@ def _check_seed(folder: Path, seed: int) -> None:
 
 
 def _train_side_by_side(folder: Path, base: Path, seed: int) -> None:
-    processes = {name: _start(folder, name, recipe, base, seed) for name, recipe in RECIPES.items()}
-    try:
-        _show_progress(folder, {name: process for name, process in processes.items() if process is not None})
-    finally:
-        for process in processes.values():
-            if process is not None:
-                if process.poll() is None:
-                    process.terminate()
-                process.wait()
-    for name, process in processes.items():
-        if process is not None and process.returncode != 0:
-            lines = (folder / f"{name}.log").read_text().strip().splitlines() or ["no output"]
-            raise InputError(f"the run {name} failed: {lines[-1]} (see {folder / name}.log)")
+    """Both runs; one that is complete is left alone, one that was interrupted goes on."""
+    jobs = [
+        Job(name, folder / name, _train, (recipe_folder() / recipe, base, seed), _num_updates(recipe))
+        for name, recipe in RECIPES.items()
+        if not (folder / name / MODEL_FOLDER).is_dir()
+    ]
+    failures = work(jobs, len(RECIPES), ENVIRONMENT)
+    for name, line in failures.items():
+        raise InputError(f"the run {name} failed: {line}")
 
 
-def _start(folder: Path, name: str, recipe: str, base: Path, seed: int) -> subprocess.Popen | None:
-    """Start or continue a run in a process of its own; None when it is complete."""
-    run_folder = folder / name
-    if (run_folder / MODEL_FOLDER).is_dir():
-        return None
-    if latest_checkpoint(run_folder) is not None:
-        arguments = ["--resume", str(run_folder)]
-    else:
-        shutil.rmtree(run_folder, ignore_errors=True)
-        arguments = ["--config", str(recipe_folder() / recipe), "--model", str(base)]
-        arguments += ["--output_dir", str(run_folder), "--seed", str(seed), "--disable_tqdm", "true"]
-    # One thread each: two runs share two cores, and threads of one small model would only wait for each other.
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    with (folder / f"{name}.log").open("w") as log:
-        command = [sys.executable, "-m", "equipoise", "train", *arguments]
-        return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+def _train(folder: Path, recipe: Path, base: Path, seed: int) -> None:
+    values = checked_keys(read_yaml(recipe), f"config {recipe}: ")
+    train_or_continue(folder, values | {"model": str(base), "seed": seed, "disable_tqdm": True})
 
 
-def _show_progress(folder: Path, processes: dict[str, subprocess.Popen]) -> None:
-    columns = TextColumn("{task.description:>10}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns) as progress:
-        totals = {name: read_yaml(recipe_folder() / RECIPES[name])["max_steps"] for name in processes}
-        bars = {name: progress.add_task(name, total=totals[name]) for name in processes}
-        while True:
-            running = [name for name, process in processes.items() if process.poll() is None]
-            for name, bar in bars.items():
-                progress.update(bar, completed=_num_updates(folder / name))
-            if not running:
-                return
-            time.sleep(0.5)
-
-
-def _num_updates(run_folder: Path) -> int:
-    with suppress(FileNotFoundError), (run_folder / METRICS_FILE).open("rb") as file:
-        return sum(1 for _ in file)
-    return 0
+def _num_updates(recipe: str) -> int | None:
+    return read_yaml(recipe_folder() / recipe).get("max_steps")

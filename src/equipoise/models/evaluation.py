@@ -7,6 +7,7 @@ the random generators are as before afterwards.
 """
 
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -16,14 +17,15 @@ from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 from datasets import Dataset
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from equipoise.diagnostics.estimators import bootstrap_interval, distinct_at_k, pass_at_k
-from equipoise.errors import InputError
+from equipoise.errors import InputError, require
+from equipoise.files import write_at_once
 from equipoise.models.loading import encoded_prompt
 from equipoise.models.randomness import seeded
 from equipoise.models.sampling import Completion, Sampler, evaluation_mode, rewards_of
+from equipoise.progress import progress_bar
 from equipoise.tasks.rewards import MathReward, golds_of
 from equipoise.tasks.task import RewardFunction
 
@@ -86,7 +88,7 @@ class Evaluation:
         reason, length, truncated, entropy where it was measured).
         """
         lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in self.samples]
-        Path(path).write_text("".join(lines), encoding="utf-8")
+        write_at_once(Path(path), "".join(lines))
 
 
 def evaluate_policy(
@@ -133,7 +135,7 @@ def evaluate_policy(
     prompt_ids = [encoded_prompt(tokenizer, prompt, row) for row, prompt in enumerate(dataset["prompt"], start=1)]
     sampler = Sampler(model, tokenizer, max_new_tokens, batch_size)
     num_sequences = len(prompt_ids) * (num_samples + greedy)
-    bar = tqdm(total=num_sequences, desc="evaluate", unit="completion", leave=False, disable=not progress)
+    bar = progress_bar("evaluate", num_sequences, "completion", shown=progress)
     with bar, evaluation_mode(model), seeded(seed):
         records = sample_records(
             sampler, dataset, prompt_ids, reward, num_samples, temperature, greedy, correct_at, bar.update
@@ -231,13 +233,10 @@ def check_settings(
     if len(dataset) == 0:
         raise InputError("the data set to evaluate on is empty")
     for name, value in (("num_samples", num_samples), ("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
-        if value < 1:
-            raise InputError(f"{name} must be at least 1, got {value}")
-    if not 0.0 < temperature < float("inf"):
-        raise InputError(f"temperature must be positive and finite, got {temperature}")
+        require(name, value, ">= 1", value >= 1, error=InputError)
+    require("temperature", temperature, "> 0 and finite", 0 < temperature < math.inf, error=InputError)
     for k in ks:
-        if not 1 <= k <= num_samples:
-            raise InputError(f"every k of pass@k must be in 1..num_samples = {num_samples}, got {k}")
+        require("k of pass@k", k, f"in 1..num_samples={num_samples}", 1 <= k <= num_samples, error=InputError)
 
 
 def _distinct_correct(completions: list[dict[str, Any]], k: int) -> float:

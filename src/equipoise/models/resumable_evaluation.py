@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from tqdm import tqdm
 
 from equipoise.errors import InputError
+from equipoise.files import write_at_once
 from equipoise.models.evaluation import Evaluation, check_settings, sample_records, summary
 from equipoise.models.randomness import seeded
+from equipoise.progress import progress_bar
 from equipoise.tasks.task import RewardFunction
 
 
@@ -55,10 +56,7 @@ def evaluate_in_batches(
     records = [] if samples is None else samples.begin(at_once)
     begun = len(records)
     per_prompt = num_samples + 1
-    bar = tqdm(
-        total=len(prompt_ids) * per_prompt, initial=begun * per_prompt, desc=name, unit="completion", leave=False,
-        disable=not progress,
-    )  # fmt: skip
+    bar = progress_bar(name, len(prompt_ids) * per_prompt, "completion", done=begun * per_prompt, shown=progress)
     with bar:
         for begin in range(begun, len(prompt_ids), at_once):
             rows = range(begin, min(begin + at_once, len(prompt_ids)))
@@ -115,7 +113,7 @@ class SampleFile:
         """
         self.check()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        _write_at_once(self.settings_path, json.dumps(self.settings, indent=2) + "\n")
+        write_at_once(self.settings_path, json.dumps(self.settings, indent=2) + "\n")
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
         records = []
         for line in lines:
@@ -126,7 +124,7 @@ class SampleFile:
         if len(records) < self.settings["num_prompts"]:
             records = records[: len(records) // at_once * at_once]
         if len(records) < len(lines):
-            _write_at_once(self.path, "".join(map(_line, records)))
+            write_at_once(self.path, "".join(map(_line, records)))
         return records
 
     def append(self, records: list[dict[str, Any]]) -> None:
@@ -148,9 +146,3 @@ def data_fingerprint(dataset: Dataset) -> str:
 
 def _line(record: dict[str, Any]) -> str:
     return json.dumps(record, ensure_ascii=False) + "\n"
-
-
-def _write_at_once(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

@@ -34,6 +34,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "bapo_low_step": 0.02,
         "bapo_high_step": 0.05,
     },
+    # Fixed clips, in the keys of TRL: [0.8, 1.28] of DAPO (arXiv 2503.14476), and the wide one that every adaptive clip
+    # has to be compared with.
+    "clip_higher": {"clipping": "fixed", "epsilon": 0.2, "epsilon_high": 0.28},
+    "wide_clip": {"clipping": "fixed", "epsilon": 0.1, "epsilon_high": 2.0},
 }
 
 

@@ -1,28 +1,39 @@
-"""The baselines of entropy control inside TRL's loss.
+"""The baselines of entropy control inside a clipped loss: marks over the whole update, then action on any part of it.
 
-Weights go onto the advantages, where TRL reads them. A method that sets gradients needs no term beside TRL's loss: a
-token with ratio 1 and advantage g has the gradient g * grad log pi, so its old log-prob becomes its own and its
-advantage g, and TRL's denominators, whatever the loss type, apply to it as to every other token.
+Weights go onto the advantages. A method that sets gradients needs no term beside the loss: a token with ratio 1 and
+advantage g has the gradient g * grad log pi, so its old log-prob becomes its own and its advantage g, and the
+denominators of the loss, whatever they are, apply to it as to every other token.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from accelerate import Accelerator
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from equipoise.entropy_control import EntropyControl, UpdateTokens, token_draw
-from equipoise.entropy_control.draw import row_identity
-from equipoise.steering.update import MicroBatch
+from equipoise.steering.micro_batch import MicroBatch
+from equipoise.steering.ranks import Ranks
 from equipoise.types import ClipBounds
 
 
-class Part(NamedTuple):
-    """One micro-batch: TRL's inputs and what the trainer measured on them."""
+@dataclass(frozen=True)
+class Steered:
+    """What a loss is to read of a micro-batch in the place of what the host had.
 
-    inputs: dict[str, Tensor]
-    batch: MicroBatch
+    Attributes:
+        bounds: absolute clip bounds.
+        advantage: per token, reweighted.
+        old_logprob: of the policy that the ratio is taken to; None: as it was.
+        is_set: tokens whose advantage is a gradient factor at a ratio of 1; None: no token.
+        selection: of the bounds; None for a loss without.
+    """
+
+    bounds: ClipBounds
+    advantage: Float[Tensor, "batch time"]
+    old_logprob: Float[Tensor, "batch time"] | None = None
+    is_set: Bool[Tensor, "batch time"] | None = None
 
 
 class TokenControl:
@@ -30,13 +41,12 @@ class TokenControl:
 
     Args:
         control: the method.
-        accelerator: gathers the tokens of all ranks.
+        ranks: that share an update.
         seed: of the run; draws follow from it, the number of the update and the token.
     """
 
-    def __init__(self, control: EntropyControl, accelerator: Accelerator, seed: int):
-        self.control, self.accelerator, self.seed = control, accelerator, seed
-        self._counts: Tensor | None = None
+    def __init__(self, control: EntropyControl, ranks: Ranks, seed: int):
+        self.control, self.ranks, self.seed = control, ranks, seed
 
     @property
     def needs_preview(self) -> bool:
@@ -44,74 +54,75 @@ class TokenControl:
         return self.control.control.whole_update
 
     @torch.no_grad()
-    def marks(self, parts: list[Part], update: int) -> list[Tensor]:
-        """For each micro-batch of this rank, what the whole update decides about its tokens, [batch, time].
+    def marks(self, batches: Sequence[MicroBatch], update: int) -> list[Float[Tensor, "batch time"]]:
+        """For each micro-batch of this rank, what the whole update decides about its tokens.
 
         Gathers four float64 and two int64 numbers per token over the ranks, once per update. Every rank then decides
-        for itself, and alike.
+        for itself, and alike. A method that looks at each token alone gathers nothing and waits for no device.
         """
-        values, keys = (torch.cat(columns) for columns in zip(*map(_columns, parts), strict=True))
-        start = 0
-        own = len(values)
-        if self.needs_preview and self.accelerator.num_processes > 1:
-            values, keys, start = self._gathered(values, keys)
+        if not self.needs_preview:
+            return [self._mark_alone(batch) for batch in batches]
+        values, keys = (torch.cat(columns) for columns in zip(*map(token_columns, batches), strict=True))
+        own, gather, rank = len(values), self.ranks.all_gather, self.ranks.rank
+        all_values, all_keys = gather(values), gather(keys)
+        start = sum(map(len, all_values[:rank]))
+        values, keys = torch.cat(all_values), torch.cat(all_keys)
         draw = token_draw(keys[:, 0], keys[:, 1], seed=self.seed, update=update)
         logprob, old_logprob, entropy, advantage = values.unbind(1)
         marked = self.control.mark(UpdateTokens(logprob, old_logprob, entropy, advantage, draw))[start : start + own]
-        sizes = [int(part.batch.loss_mask.sum()) for part in parts]
-        return [self._spread(mark, part) for mark, part in zip(marked.split(sizes), parts, strict=True)]
+        sizes = [int(batch.loss_mask.sum()) for batch in batches]
+        return [self._spread(mark, batch) for mark, batch in zip(marked.split(sizes), batches, strict=True)]
 
-    def _gathered(self, values: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, int]:
-        """The tokens of all ranks, in order of rank, and where those of this rank begin."""
-        gather = cast(Callable[[Any], Tensor], self.accelerator.gather)
-        sizes = gather(torch.tensor([len(values)], device=values.device)).tolist()
-        whole = []
-        for local in (values, keys):
-            padded = gather(self.accelerator.pad_across_processes(local, dim=0))
-            ranks = padded.split(max(sizes)) if max(sizes) else [padded] * len(sizes)
-            whole.append(torch.cat([rank[:size] for rank, size in zip(ranks, sizes, strict=True)]))
-        return whole[0], whole[1], sum(sizes[: self.accelerator.process_index])
+    def _mark_alone(self, batch: MicroBatch) -> Float[Tensor, "batch time"]:
+        mask = batch.loss_mask
+        logprob, old, entropy, advantage = (torch.where(mask, x.double(), 0).flatten() for x in _values(batch))
+        draw = torch.zeros_like(logprob, dtype=torch.int64)  # nothing is drawn among tokens alone
+        mark = self.control.mark(UpdateTokens(logprob, old, entropy, advantage, draw)).view(mask.shape)
+        return torch.where(mask, mark.to(batch.advantage.dtype), self._untouched)
 
-    def _spread(self, mark: Tensor, part: Part) -> Tensor:
-        mask = part.batch.loss_mask
-        untouched = 0.0 if self.control.control.sets_gradient else 1.0
-        spread = torch.full(mask.shape, untouched, dtype=part.batch.advantage.dtype, device=mask.device)
+    @property
+    def _untouched(self) -> float:
+        return 0.0 if self.control.control.sets_gradient else 1.0
+
+    def _spread(self, mark: Tensor, batch: MicroBatch) -> Float[Tensor, "batch time"]:
+        mask = batch.loss_mask
+        spread = torch.full(mask.shape, self._untouched, dtype=batch.advantage.dtype, device=mask.device)
         return spread.masked_scatter(mask, mark.to(spread))
 
     @torch.no_grad()
-    def steer(self, part: Part, advantage: Tensor, mark: Tensor, bounds: ClipBounds) -> None:
-        """Leave advantages, and old log-probs where gradients are set, in the inputs of TRL's loss."""
-        inputs, logprob = part.inputs, part.batch.statistics.logprob.detach()
-        old = inputs.get("old_per_token_logps")
-        log_ratio = torch.zeros_like(logprob) if old is None else logprob - old
-        steered, is_set = self.control.steer(advantage, mark, log_ratio, bounds)
-        is_set = is_set & part.batch.loss_mask
-        inputs["advantages"] = torch.where(part.batch.loss_mask, steered, advantage)
+    def steer(
+        self, batch: MicroBatch, advantage: Float[Tensor, "batch time"], mark: Tensor, bounds: ClipBounds
+    ) -> tuple[Steered, Tensor]:
+        """What the loss reads, and on how many tokens that changes the gradient, as a number on the device.
+
+        Args:
+            batch: of the update.
+            advantage: reweighted by polarity where that is on.
+            mark: of `marks`.
+            bounds: in force.
+        """
+        steered, is_set = self.control.steer(advantage, mark, batch.log_ratio, bounds)
+        is_set = is_set & batch.loss_mask
+        steered = torch.where(batch.loss_mask, steered, advantage)
+        old = batch.old_logprob
         if old is not None:
-            inputs["old_per_token_logps"] = torch.where(is_set, logprob, old)
-        touched = is_set | (inputs["advantages"] != advantage)
-        counts = torch.stack([touched.sum(), part.batch.action_mask.sum()]).double()
-        self._counts = counts if self._counts is None else self._counts + counts
-
-    def metrics(self, all_reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """Of the update that ends: the fraction of its action tokens whose gradient was changed."""
-        assert self._counts is not None, "an update without micro-batches"
-        touched, tokens = all_reduce(self._counts).tolist()
-        self._counts = None
-        return {"controlled_fraction": touched / tokens if tokens else 0.0}
+            old = torch.where(is_set, batch.statistics.logprob.detach(), old)
+        touched = ((is_set | (steered != advantage)) & batch.loss_mask).sum()
+        return Steered(bounds, steered, old, is_set), touched
 
 
-def _columns(part: Part) -> tuple[Tensor, Tensor]:
-    """The tokens of a micro-batch that carry loss: [tokens, 4] values and [tokens, 2] keys."""
-    inputs, batch = part
-    mask, logprob = batch.loss_mask, batch.statistics.logprob.detach()
-    old: Any = inputs.get("old_per_token_logps")
-    entropy, advantage = batch.statistics.entropy.detach(), batch.advantage
-    values = torch.stack([x[mask].double() for x in (logprob, logprob if old is None else old, entropy, advantage)], 1)
-    row = row_identity(
-        inputs["prompt_ids"].long(), inputs["prompt_mask"].long(),
-        inputs["completion_ids"].long(), inputs["completion_mask"].long(),
-    )  # fmt: skip
+def _values(batch: MicroBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Log-prob, old log-prob, entropy and advantage, [batch, time] each."""
+    logprob = batch.statistics.logprob.detach()
+    old = logprob if batch.old_logprob is None else batch.old_logprob
+    return logprob, old, batch.statistics.entropy.detach(), batch.advantage
+
+
+def token_columns(batch: MicroBatch) -> tuple[Float[Tensor, "tokens 4"], Tensor]:
+    """The tokens of a micro-batch that carry loss: [tokens, 4] values and [tokens, 2] keys (sequence, position)."""
+    mask = batch.loss_mask
+    assert batch.row is not None, "tokens are drawn by the identity of their sequence"
+    values = torch.stack([x[mask].double() for x in _values(batch)], 1)
     position = torch.arange(mask.shape[1], device=mask.device)
-    keys = torch.stack([row[:, None].expand_as(mask)[mask], position.expand_as(mask)[mask]], 1)
+    keys = torch.stack([batch.row[:, None].expand_as(mask)[mask], position.expand_as(mask)[mask]], 1)
     return values, keys

@@ -2,7 +2,7 @@
 
 import logging
 
-from equipoise.steering.update import UpdateMeasures
+from equipoise.steering.measures import UpdateMeasures
 
 logger = logging.getLogger("equipoise")
 

@@ -10,7 +10,7 @@ from transformers.integrations.integration_utils import TensorBoardCallback, Wan
 
 from equipoise.diagnostics.asymmetry import asymmetry_figure
 from equipoise.polarity import entropy_polarity, expansion_threshold
-from equipoise.steering.update import MicroBatch
+from equipoise.steering import MicroBatch
 
 MAP_TOKENS = 2_000
 """Tokens of a map: enough to see the shape, little enough to draw in a fraction of a second."""

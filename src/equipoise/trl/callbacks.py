@@ -2,17 +2,15 @@
 
 import json
 import math
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from equipoise.diagnostics.run_folder import EVALUATION_FILE, METRICS_FILE
-from equipoise.errors import InputError
+from equipoise.files import write_at_once, writing
+from equipoise.progress import progress_bar
 
 
 class JsonLines:
@@ -24,11 +22,12 @@ class JsonLines:
 
     def __init__(self, path: Path):
         self.path = path
+        self.advice = f"; once that is mended, continue with --resume {path.parent}"
 
     def append(self, record: dict[str, Any]) -> None:
         """Write one line; NaN and infinities, which JSON does not have, become null."""
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-        with _writing(self.path), self.path.open("a") as file:
+        with writing(self.path, self.advice), self.path.open("a") as file:
             file.write(json.dumps(finite) + "\n")
 
     def drop_after(self, update: int) -> None:
@@ -36,20 +35,8 @@ class JsonLines:
         if not self.path.exists():
             return
         kept = [line for line in self.path.read_text().splitlines() if _update_of(line) <= update]
-        temporary = self.path.with_suffix(".part")
-        with _writing(self.path):
-            temporary.write_text("".join(line + "\n" for line in kept))
-            os.replace(temporary, self.path)
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be written: {error.strerror}; once that is mended, continue with --resume {path.parent}"
-        ) from error
+        with writing(self.path, self.advice):
+            write_at_once(self.path, "".join(line + "\n" for line in kept))
 
 
 def _update_of(line: str) -> float:
@@ -117,13 +104,11 @@ class ProgressBar(TrainerCallback):
 
     def __init__(self, description: str):
         self.description = description
-        self.bar: tqdm | None = None
+        self.bar: Any = None
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            self.bar = tqdm(
-                total=state.max_steps, initial=state.global_step, desc=self.description, unit="update", smoothing=0.1
-            )
+            self.bar = progress_bar(self.description, state.max_steps, "update", done=state.global_step, stays=True)
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.bar is not None:

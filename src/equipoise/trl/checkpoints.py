@@ -5,7 +5,6 @@ marked.
 """
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from transformers.trainer_utils import rotate_checkpoints
 from equipoise.diagnostics.run_folder import CHECKPOINT_MARKER as MARKER
 from equipoise.diagnostics.run_folder import CHECKPOINT_PREFIX, checkpoint_folders, is_complete
 from equipoise.errors import InputError
+from equipoise.files import write_at_once
 
 FORMAT = 1
 
@@ -45,12 +45,7 @@ def discard_incomplete(run_folder: str | Path) -> list[Path]:
 
 def write_marker(folder: Path, state: dict[str, Any]) -> None:
     """Mark a checkpoint complete, with the state that is the same on every rank. Atomic."""
-    temporary = folder / (MARKER + ".part")
-    with temporary.open("w") as file:
-        json.dump({"format": FORMAT, **state}, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(folder / MARKER)
+    write_at_once(folder / MARKER, json.dumps({"format": FORMAT, **state}, indent=2))
 
 
 def read_marker(folder: Path) -> dict[str, Any]:

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from tqdm import tqdm
 
 from equipoise.diagnostics.estimators import bootstrap_interval
 from equipoise.models.randomness import seeded
 from equipoise.models.sampling import evaluation_mode
+from equipoise.progress import progress_bar
 from equipoise.tasks.environments import Episode
 
 logger = logging.getLogger("equipoise")
@@ -71,7 +71,7 @@ def evaluate_episodes(
         with (
             evaluation_mode(trainer.model),
             seeded(seed),
-            tqdm(total=len(dataset), desc="evaluate", leave=False, disable=not progress) as bar,
+            progress_bar("evaluate", len(dataset), "prompt", shown=progress) as bar,
         ):
             for begin in range(0, len(dataset), at_once):
                 rows = dataset.select(range(begin, min(begin + at_once, len(dataset)))).to_list()

@@ -28,7 +28,6 @@ from equipoise.models.behavior_logprobs import recorded_generation
 from equipoise.rollouts import Group, Origin, PartialRollouts, Prompt, ReplayBuffer
 from equipoise.rollouts.partial import Sampled, version_rows
 from equipoise.rollouts.records import fingerprint
-from equipoise.settings.off_policy import replayed_groups
 from equipoise.trl.checkpoints import CheckpointError
 from equipoise.trl.off_policy_batch import NO_VERSION, joined, samples_of
 
@@ -152,7 +151,10 @@ class OffPolicyRollouts:
         accelerator = self.trainer.accelerator
         stored = torch.tensor([len(self.buffer)], device=accelerator.device)
         least = int(accelerator.gather(stored).min())
-        return self.buffer.draw(min(replayed_groups(self.trainer.args), least), self.version)
+        return self.buffer.draw(
+            min(self.trainer.args.rollout_batch().replayed_groups(self.trainer.args.replay_fraction), least),
+            self.version,
+        )
 
     def _with_behavior(self, batch: Batch, finished: list[Prompt] | None) -> Batch:
         """TRL's batch with the log-probs and versions of the policies that sampled it."""

@@ -14,9 +14,8 @@ from accelerate.utils import send_to_device
 from safetensors import SafetensorError
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from equipoise.controllers import LaggedBounds, PolarityController
 from equipoise.diagnostics.run_folder import latest_checkpoint
-from equipoise.steering.update import Update
+from equipoise.steering import Steering, Update
 from equipoise.trl import checkpoints
 from equipoise.trl.config import EquipoiseConfig
 from equipoise.trl.off_policy_rollouts import OffPolicyRollouts
@@ -38,14 +37,12 @@ class ResumableTrainer(GRPOTrainer):
     """
 
     args: EquipoiseConfig
-    polarity_controller: PolarityController | None
-    lagged_bounds: LaggedBounds | None
+    steering: Steering
     off_policy: OffPolicyRollouts | None
     _recording: TokenRecording | None
     _update: Update | None
     _rollout_step: int
     _rollout_reward: float
-    _last_entropy: float
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         """TRL's `train`; `resume_from_checkpoint=True` takes the newest complete checkpoint of the run.
@@ -114,10 +111,7 @@ class ResumableTrainer(GRPOTrainer):
                     self.off_policy.save(folder)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                controller = self.polarity_controller.state_dict() if self.polarity_controller else None
-                resumable = not self.args.save_only_model
-                bounds = self.lagged_bounds.state_dict() if self.lagged_bounds else None
-                state = {"polarity_controller": controller, "lagged_bounds": bounds, "resumable": resumable}
+                state = self.steering.state_dict() | {"resumable": not self.args.save_only_model}
                 checkpoints.write_marker(folder, state)
         if self.args.should_save:
             checkpoints.rotate(run_folder, self.args.save_total_limit, self.state.best_model_checkpoint)
@@ -149,7 +143,7 @@ class ResumableTrainer(GRPOTrainer):
             "step": self._step,
             "rollout_step": self._rollout_step,
             "rollout_reward": self._rollout_reward,
-            "last_entropy": self._last_entropy,
+            "last_entropy": self.steering.last_entropy,
             "buffered_inputs": None if exhausted else self._buffered_inputs,
             "metrics": dict(self._metrics["train"]),
             "unlogged_loss": self._tr_loss.item(),
@@ -162,11 +156,8 @@ class ResumableTrainer(GRPOTrainer):
             return
         self.state.compute_steps(self.args, self.state.max_steps)  # else save_steps and the like stay as they were
         marker = checkpoints.read_marker(Path(checkpoint))
-        if self.polarity_controller is not None and marker["polarity_controller"] is not None:
-            self.polarity_controller.load_state_dict(marker["polarity_controller"])
-            self.polarity_controller.progress = self._progress(self.state.global_step)  # max_steps may have changed
-        if self.lagged_bounds is not None and marker.get("lagged_bounds") is not None:
-            self.lagged_bounds.load_state_dict(marker["lagged_bounds"])
+        # max_steps may have changed since
+        self.steering.load_state_dict(marker, progress=self._progress(self.state.global_step))
         path = Path(checkpoint) / self._rollout_state_name
         state = torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
         if state is None or state["world_size"] != self.accelerator.num_processes:
@@ -180,7 +171,7 @@ class ResumableTrainer(GRPOTrainer):
         if self.off_policy is not None:
             self.off_policy.load(Path(checkpoint))
         self._step, self._rollout_step = state["step"], state["rollout_step"]
-        self._rollout_reward, self._last_entropy = state["rollout_reward"], state["last_entropy"]
+        self._rollout_reward, self.steering.last_entropy = state["rollout_reward"], state["last_entropy"]
         self._buffered_inputs = send_to_device(state["buffered_inputs"], self.accelerator.device)
         self._metrics["train"].clear()
         self._metrics["train"].update(state["metrics"])

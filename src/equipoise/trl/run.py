@@ -36,6 +36,7 @@ from equipoise.diagnostics.run_folder import (
     latest_checkpoint,
 )
 from equipoise.errors import InputError
+from equipoise.files import PART, put, write_at_once
 from equipoise.models.evaluation import evaluate_policy
 from equipoise.models.loading import check_prompts, load_model, load_tokenizer, lora_config
 from equipoise.settings.reading import build, checked_keys, read_yaml
@@ -285,14 +286,14 @@ def _write_settings(folder: Path, values: dict[str, Any], config: EquipoiseConfi
             for name in ("torch", "trl", "transformers", "accelerate", "datasets")
         },
     }
-    (folder / ENVIRONMENT_FILE).write_text(json.dumps(environment, indent=2) + "\n")
-    (folder / RESOLVED_FILE).write_text(yaml.safe_dump(json.loads(config.to_json_string()), sort_keys=True))
-    (folder / CONFIG_FILE).write_text(yaml.safe_dump(values, sort_keys=False))
+    write_at_once(folder / ENVIRONMENT_FILE, json.dumps(environment, indent=2) + "\n")
+    write_at_once(folder / RESOLVED_FILE, yaml.safe_dump(json.loads(config.to_json_string()), sort_keys=True))
+    write_at_once(folder / CONFIG_FILE, yaml.safe_dump(values, sort_keys=False))
 
 
 def _finish(trainer: EquipoiseTrainer, folder: Path) -> None:
     """Save the trained model, whole or not at all."""
-    temporary = folder / (MODEL_FOLDER + ".part")
+    temporary = folder / (MODEL_FOLDER + PART)
     if trainer.is_fsdp_enabled:  # by default FSDP2 saves shards, in checkpoints only
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     try:
@@ -300,7 +301,7 @@ def _finish(trainer: EquipoiseTrainer, folder: Path) -> None:
         if trainer.accelerator.is_main_process:
             trainer.processing_class.save_pretrained(temporary)
             shutil.rmtree(folder / MODEL_FOLDER, ignore_errors=True)
-            temporary.replace(folder / MODEL_FOLDER)
+            put(temporary, folder / MODEL_FOLDER)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise InputError(

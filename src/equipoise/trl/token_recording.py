@@ -13,12 +13,12 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
-from equipoise.balance import BoundsSelection
 from equipoise.clipping import clipped_high, clipped_low
 from equipoise.diagnostics.records import TokenRecorder, drop_after
 from equipoise.diagnostics.run_folder import RECORDS_FOLDER
-from equipoise.steering.update import MicroBatch
+from equipoise.steering import MicroBatch, Steered
 from equipoise.trl.config import EquipoiseConfig
+from equipoise.types import ClipBounds
 
 SAMPLE, REWARD = "equipoise_sample", "equipoise_reward"
 """What travels with a rollout batch through TRL's shuffling and splitting, one value per sample."""
@@ -69,37 +69,32 @@ class TokenRecording(TrainerCallback):
         policy_version: int,
         inputs: dict[str, Any],
         batch: MicroBatch,
-        selection: BoundsSelection | None,
-        old: Tensor | None,
+        steered: Steered,
+        bounds: ClipBounds | None,
     ) -> None:
         """Record one micro-batch, when its update is one that is recorded.
 
         Args:
             update: from 1.
             policy_version: updates before the rollout batch was sampled, where the batch does not say it per token.
-            inputs: what TRL's loss is given, with reweighted advantages.
-            batch: what the trainer measures of it.
-            selection: clip bounds in force; None for a loss without.
-            old: log-prob of the policy that the ratio is taken to; None where the policy has not moved. In `inputs` a
-                control that sets gradients may have changed it.
+            inputs: what TRL's loss is given.
+            batch: what steering measures of it.
+            steered: what steering made of it.
+            bounds: in force; None for a loss without.
         """
         if self.recorder is None or (update - 1) % self.every:
             return
         logprob = batch.statistics.logprob
-        old = logprob.detach() if old is None else old
+        old = logprob.detach() if batch.old_logprob is None else batch.old_logprob
         sample = inputs.get(SAMPLE)  # missing in a rollout batch of a run that was resumed to be recorded
-        reweighted_advantage = inputs["advantages"]
-        if reweighted_advantage.dim() == 1:
-            reweighted_advantage = reweighted_advantage.unsqueeze(1).expand_as(logprob)
-        given = inputs.get("old_per_token_logps")
-        is_set = torch.zeros_like(batch.loss_mask) if given is None else (given != old) & batch.loss_mask
+        is_set = torch.zeros_like(batch.loss_mask) if steered.is_set is None else steered.is_set
         # There the loss reads a gradient factor g at a ratio of 1; recorded is what the true ratio makes g of.
-        reweighted_advantage = torch.where(is_set, reweighted_advantage / batch.ratio, reweighted_advantage)
+        reweighted_advantage = torch.where(is_set, steered.advantage / batch.ratio, steered.advantage)
         version = inputs.get("policy_version")
         clipped = {}
-        if selection is not None:
+        if bounds is not None:
             for name, state in (("clipped_low", clipped_low), ("clipped_high", clipped_high)):
-                clipped[name] = state(batch.ratio, batch.advantage, selection.bounds) & batch.loss_mask & ~is_set
+                clipped[name] = state(batch.ratio, batch.advantage, bounds) & batch.loss_mask & ~is_set
         self.recorder.record(
             update=update,
             token_mask=inputs["completion_mask"],

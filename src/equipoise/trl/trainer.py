@@ -1,8 +1,8 @@
 """`EquipoiseTrainer`: TRL's GRPOTrainer with balanced clipping and polarity control, for every loss type of TRL.
 
 The seam: TRL's `_compute_loss` first asks for the statistics of the policy and only then reads the advantages and the
-clip bounds. When the statistics arrive, this trainer measures them, finds the bounds where they are not known yet, and
-puts reweighted advantages and bounds where TRL will read them. No mathematics lives here; see `equipoise`.
+clip bounds. When the statistics arrive, this trainer gives them to `equipoise.steering`, and puts the bounds and the
+advantages that it answers with where TRL will read them. No mathematics lives here.
 """
 
 # pyright: reportOptionalMemberAccess=false, reportArgumentType=false, reportOptionalOperand=false
@@ -25,32 +25,24 @@ from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
-from equipoise.balance import BoundGrid, BoundsSelection, Contribution, select_bounds
-from equipoise.controllers import LaggedBounds, PolarityController
-from equipoise.errors import InputError
+from equipoise.entropy_control.draw import row_identity
 from equipoise.models.statistics_head import add_statistics_head
-from equipoise.ratios import importance_ratio, sequence_importance_ratio
-from equipoise.steering.polarity import advantage_by_polarity, observed
-from equipoise.steering.token_control import Part, TokenControl
-from equipoise.steering.update import MicroBatch, Update
-from equipoise.steering.watches import IdleWatch, RatioWatch
+from equipoise.steering import MicroBatch, Steered, Steering, Update
+from equipoise.steering.steering import diverged
 from equipoise.trl.asymmetry_map import AsymmetryMap
 from equipoise.trl.config import EquipoiseConfig
 from equipoise.trl.episodes import Transcript
 from equipoise.trl.off_policy_rollouts import OffPolicyRollouts
+from equipoise.trl.ranks import accelerator_ranks
 from equipoise.trl.resumable import ResumableTrainer
 from equipoise.trl.seams import EpochSampler, OutputRecorder
 from equipoise.trl.sharding import check_savable, keep_float32_outputs, shard_on_cpu
 from equipoise.trl.token_recording import TokenRecording
-from equipoise.types import ClipBounds, TokenStatistics
+from equipoise.types import TokenStatistics
 
 logger = logging.getLogger("equipoise")
 
 METRIC_PREFIX = "equipoise/"
-
-
-class DivergedError(InputError):
-    """The policy gives NaN or infinities: nothing that is trained further can be used."""
 
 
 class EquipoiseTrainer(ResumableTrainer):
@@ -73,26 +65,20 @@ class EquipoiseTrainer(ResumableTrainer):
         super().__init__(model, reward_funcs, args, **kwargs)
         base = cast(Any, self.model).get_base_model() if is_peft_model(self.model) else self.model
         add_statistics_head(base, temperature=self.temperature)
-        self.polarity_controller: PolarityController | None = (
-            args.polarity_controller() if args.polarity == "papo" else None
-        )
-        self.lagged_bounds: LaggedBounds | None = (
-            LaggedBounds(args.bound_grid(), target_share=args.bapo_target_share)
-            if args.clipping == "balanced" and args.bapo_scope == "lagged"
-            else None
+        self.steering = Steering(
+            args,
+            fixed_bounds=args.fixed_bounds(),
+            ranks=accelerator_ranks(self.accelerator),
+            seed=args.seed,
+            learning_rate=args.learning_rate,
         )
         self.off_policy = OffPolicyRollouts(self) if args.off_policy else None
-        self.watches = (IdleWatch(), RatioWatch(args.learning_rate))
-        control = args.token_control()
-        self.token_control = None if control is None else TokenControl(control, self.accelerator, args.seed)
-        self._previewed: list[Part] | None = None
         self.asymmetry_map = (
             AsymmetryMap(self, args.asymmetry_map_every, args.seed) if args.asymmetry_map_every else None
         )
         if self.asymmetry_map is not None:
             self.add_callback(self.asymmetry_map)
         self._update: Update | None = None
-        self._last_entropy = math.nan
         self._rollout_step = 0  # the policy version, in updates, that sampled the rollout batch in use
         self._rollout_reward = math.nan
         self._recording: TokenRecording | None = None
@@ -116,7 +102,7 @@ class EquipoiseTrainer(ResumableTrainer):
         except RuntimeError as error:  # torch's sampling refuses NaN
             if all(p.isfinite().all() for p in self.model.parameters()):
                 raise
-            raise self._diverged() from error
+            raise diverged(self.state.global_step, self.args.learning_rate) from error
         if training:
             self._rollout_step = self.state.global_step
             self._rollout_reward = self._metrics["train"]["reward"][-1]
@@ -154,7 +140,6 @@ class EquipoiseTrainer(ResumableTrainer):
         inputs = dict(inputs)  # the buffered batch is used again: its advantages must stay as they are
         if self._update is None:
             self._update = self._open_update(model)
-            self._mark_ahead(model, self._update)
         self._on_statistics = functools.partial(self._steer, self._update, inputs)
         try:
             loss = super()._compute_loss(model, inputs)
@@ -186,123 +171,92 @@ class EquipoiseTrainer(ResumableTrainer):
         return TokenStatistics(logprob, entropy, tendency, correction), result
 
     def _steer(self, update: Update, inputs: dict[str, Any], statistics: TokenStatistics) -> None:
-        """Measure a micro-batch, and leave bounds and advantages where TRL's loss reads them."""
-        batch, old = self._micro_batch(inputs, statistics), inputs.get("old_per_token_logps")
-        contribution = None if update.grid is None else batch.contribution(update.grid, update.measure)
-        if contribution is not None and (update.selection is None or update.searches_each):
-            update.selection = self._select(contribution)
-        update.add(batch, contribution)
+        """Steer a micro-batch, and leave bounds and advantages where TRL's loss reads them."""
+        batch = self._micro_batch(inputs, statistics)
+        steered = self.steering.steer(update, batch)
         if self.asymmetry_map is not None:
             self.asymmetry_map.observe(batch)
         if self.args.clipping == "balanced":
-            self.epsilon_low, self.epsilon_high = 1 - update.bounds.low, update.bounds.high - 1
-        advantage = advantage_by_polarity(self.args, update.weights, batch)
-        if self.args.polarity != "off":
-            inputs["advantages"] = advantage
-        if self.token_control is not None:
-            part = Part(inputs, batch)
-            update.marks = update.marks or self.token_control.marks([part], self.state.global_step)
-            self.token_control.steer(part, advantage, update.marks.pop(0), update.bounds)
+            # Still on their device after a search: TRL's arithmetic takes tensors as well, and nothing has to wait.
+            self.epsilon_low, self.epsilon_high = 1 - steered.bounds.low, steered.bounds.high - 1
+        self._put(inputs, steered)
         if self._recording is not None:
-            self._recording.record(self.state.global_step + 1, self._rollout_step, inputs, batch, update.selection, old)
+            bounds = None if update.selection is None else steered.bounds
+            self._recording.record(self.state.global_step + 1, self._rollout_step, inputs, batch, steered, bounds)
+
+    def _put(self, inputs: dict[str, Any], steered: Steered) -> None:
+        if self.args.polarity != "off" or steered.is_set is not None:
+            inputs["advantages"] = steered.advantage
+        if steered.old_logprob is not None:
+            inputs["old_per_token_logps"] = steered.old_logprob
 
     @torch.no_grad()
     def _micro_batch(self, inputs: dict[str, Any], statistics: TokenStatistics) -> MicroBatch:
-        """What TRL's loss makes of its inputs, as the measures need it."""
+        """What TRL's loss makes of its inputs, as steering needs it."""
         action_mask = inputs["completion_mask"].bool()
         if "tool_mask" in inputs:
             action_mask = action_mask & inputs["tool_mask"].bool()
-        logprob = statistics.logprob.detach()
-        behavior = inputs.get("old_per_token_logps")
-        behavior = logprob if behavior is None else behavior
-        if self.importance_sampling_level == "sequence":
-            ratio = sequence_importance_ratio(logprob, behavior, action_mask).expand_as(logprob)
-        else:
-            ratio = importance_ratio(logprob, behavior)
-        if not ratio[action_mask].isfinite().all():
-            raise self._diverged()
-        advantage = inputs["advantages"]
-        advantage = (advantage.unsqueeze(1) if advantage.dim() == 1 else advantage).expand_as(logprob)
-        weight = behavior.exp() if self.args.bapo_token_weight == "rollout" else None
-        correction = inputs.get("importance_sampling_ratio")  # of the mismatch between vLLM and the trainer
-        if correction is not None:
-            correction = correction.expand_as(logprob)
-            weight = correction if weight is None else weight * correction
-        loss_mask = action_mask & self._host_mask(inputs, statistics, behavior, advantage, action_mask)
+        old, advantage = inputs.get("old_per_token_logps"), inputs["advantages"]
         version = inputs.get("policy_version", torch.full_like(inputs["completion_ids"], self._rollout_step))
-        staleness = self.state.global_step - version
-        return MicroBatch(statistics, ratio, advantage, action_mask, loss_mask, weight, staleness)
+        return MicroBatch.of(
+            statistics,
+            old_logprob=old,
+            advantage=advantage,
+            action_mask=action_mask,
+            loss_mask=action_mask & self._host_mask(inputs, statistics, action_mask),
+            staleness=self.state.global_step - version,
+            sequence_ratio=self.importance_sampling_level == "sequence",
+            rollout_weight=self.args.bapo_token_weight == "rollout",
+            correction=inputs.get("importance_sampling_ratio"),  # of the mismatch between vLLM and the trainer
+            row=self._row_identity(inputs),
+        )
 
-    def _host_mask(self, inputs, statistics, behavior, advantage, action_mask) -> Tensor:
+    def _row_identity(self, inputs: dict[str, Any]) -> Tensor | None:
+        if self.steering.token_control is None:
+            return None
+        names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
+        return row_identity(*(inputs[name].long() for name in names))
+
+    def _host_mask(self, inputs: dict[str, Any], statistics: TokenStatistics, action_mask: Tensor) -> Tensor:
         """Tokens that TRL's own options leave in the loss: the 80/20 rule and the off-policy sequence mask."""
         kept = torch.ones_like(action_mask)
         if self.top_entropy_quantile < 1:
             kept = self.get_high_entropy_mask(statistics.entropy, action_mask, 1 - self.top_entropy_quantile)
         if self.off_policy_mask_threshold is not None:
+            advantage, old = inputs["advantages"], inputs.get("old_per_token_logps", statistics.logprob.detach())
+            advantage = advantage.unsqueeze(1) if advantage.dim() == 1 else advantage
             kept = (
                 kept
                 & self.get_off_policy_mask(
-                    advantages=advantage,
+                    advantages=advantage.expand_as(statistics.logprob),
                     per_token_logps=statistics.logprob,
-                    sampling_per_token_logps=inputs.get("sampling_per_token_logps", behavior),
+                    sampling_per_token_logps=inputs.get("sampling_per_token_logps", old),
                     mask=action_mask,
                     off_policy_threshold=self.off_policy_mask_threshold,
                 ).bool()
             )
         return kept
 
-    def _diverged(self) -> DivergedError:
-        return DivergedError(
-            f"update {self.state.global_step + 1}: training has diverged, the policy gives probabilities that are not "
-            f"finite; start again with a lower learning_rate (now {self.args.learning_rate})"
-        )
-
     # ---- one update ---------------------------------------------------------------------------------------------
 
     def _open_update(self, model) -> Update:
-        """Bounds and weights of the update that begins: all that must be known before its first backward pass."""
-        weights = self.polarity_controller.weights if self.polarity_controller else None
-        measure = self.args.measure
-        if self.args.clipping == "fixed":
-            bounds = self.args.fixed_bounds()
-            if bounds is None:
-                return Update(weights, None, measure, None)
-            grid = BoundGrid.fixed(bounds)
-            return Update(weights, grid, measure, _start_of(grid, inactive=False))
-        grid = self.args.bound_grid()
-        if self.off_policy is None and self.state.global_step == self._rollout_step:
-            # The policy has not moved since the rollout: every ratio is 1, up to rounding, and no bound matters.
-            # Stored groups and carried-over segments were sampled by earlier policies.
-            return Update(weights, grid, measure, _start_of(grid, inactive=True))
-        if self.lagged_bounds is not None:
-            return Update(weights, grid, measure, self.lagged_bounds.selection)
-        each = self.args.bapo_scope == "microbatch"
-        if each or self.current_gradient_accumulation_steps == 1:
-            # The only micro-batch is the whole update: its own forward pass will tell, before its backward pass.
-            return Update(weights, grid, measure, None, searches_each=each)
-        return Update(weights, grid, measure, self._search(model, grid))
-
-    def _search(self, model, grid: BoundGrid) -> BoundsSelection:
-        """The bounds of the update, from a pass without gradients over all its micro-batches."""
-        self._previewed = self._preview(model)
-        first, *others = (part.batch.contribution(grid, self.args.measure) for part in self._previewed)
-        return self._select(sum(others, start=first))
-
-    def _mark_ahead(self, model, update: Update) -> None:
-        """What `entropy_control` decides over several micro-batches, before the first backward pass of the update."""
-        control, several = self.token_control, self.current_gradient_accumulation_steps > 1
-        if control is not None and control.needs_preview and several:
-            update.marks = control.marks(self._previewed or self._preview(model), self.state.global_step)
-        self._previewed = None
+        """Bounds, weights and marks of the update that begins: what must be known before its first backward pass."""
+        step = self.state.global_step
+        # Stored groups and carried-over segments were sampled by earlier policies, whenever the batch was made.
+        moved = self.off_policy is not None or step != self._rollout_step
+        update = self.steering.open(step, moved=moved, several=self.current_gradient_accumulation_steps > 1)
+        if update.needs_preview:
+            self.steering.preview(update, self._preview(model))
+        return update
 
     @torch.no_grad()
-    def _preview(self, model) -> list[Part]:
+    def _preview(self, model) -> list[MicroBatch]:
         """All micro-batches of the update that begins, measured in a pass without gradients."""
         slices = self.args.steps_per_generation or 1
         numbers = range(self._step, self._step + self.current_gradient_accumulation_steps)
         inputs = [self._buffered_inputs[number % slices] for number in numbers]
         with disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
-            return [Part(part, self._forward(model, part)) for part in inputs]
+            return [self._forward(model, part) for part in inputs]
 
     def _forward(self, model, inputs: dict[str, Any]) -> MicroBatch:
         ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
@@ -313,30 +267,10 @@ class EquipoiseTrainer(ResumableTrainer):
         )
         return self._micro_batch(inputs, statistics)
 
-    def _select(self, local: Contribution) -> BoundsSelection:
-        """The bounds that balance what this rank and the others contribute; one all-reduce."""
-        whole = local.with_vector(self._all_reduce(local.vector).cpu())
-        return select_bounds(whole, local.grid, target_share=self.args.bapo_target_share)
-
-    def _all_reduce(self, vector: Tensor) -> Tensor:
-        return cast(Tensor, self.accelerator.reduce(vector, reduction="sum"))
-
     def _close_update(self, update: Update) -> None:
-        """Reduce what was measured, log it, and let the controller observe it."""
-        measures = update.reduce(self._all_reduce)
-        values = measures.metrics() | {"rollout_reward": self._rollout_reward}
-        if math.isfinite(change := measures.entropy - self._last_entropy):
-            values["entropy_change"] = change
-        self._last_entropy = measures.entropy
-        for watch in self.watches:
-            watch.observe(measures, self.state.global_step + 1)
-        if self.lagged_bounds is not None and measures.contribution is not None and measures.num_tokens:
-            self.lagged_bounds.observe(measures.contribution)
-        if self.polarity_controller is not None:
-            values |= observed(self.polarity_controller, measures, self._progress(self.state.global_step + 1))
-        if self.token_control is not None:
-            values |= self.token_control.metrics(self._all_reduce)
-        for name, value in values.items():
+        """Log what was measured, before the optimizer steps; the controllers have observed it then."""
+        values = self.steering.close(update, progress=self._progress(self.state.global_step + 1))
+        for name, value in (values | {"rollout_reward": self._rollout_reward}).items():
             self._metrics["train"][METRIC_PREFIX + name].append(value)
 
 
@@ -347,9 +281,3 @@ _MODEL_INPUTS = tuple(
     and not name.startswith("compute_")
 )
 """The optional inputs of the model (images and the like) that TRL's statistics take by name."""
-
-
-def _start_of(grid: BoundGrid, *, inactive: bool) -> BoundsSelection:
-    """The first point of the grid, without a search; shares are measured with the update."""
-    bounds = ClipBounds(grid.low[0], grid.high[0])
-    return BoundsSelection(bounds, math.nan, math.nan, steps=0, exhausted=False, inactive=inactive)

@@ -12,6 +12,7 @@ from equipoise.commands.compare.results import EVALUATION, markdown, rows_of, wr
 from equipoise.commands.compare.runs import carry_out
 from equipoise.commands.compare.study import file_name, read_study
 from equipoise.errors import InputError
+from equipoise.files import write_at_once
 
 
 def compare(study_file: Path, output: Path, *, seeds: list[int] | None, num_jobs: int | None, only_report: bool) -> int:
@@ -40,7 +41,7 @@ def compare(study_file: Path, output: Path, *, seeds: list[int] | None, num_jobs
     if not rows:
         raise InputError(f"{output} holds no finished run of {study_file}")
     write_rows(rows, output / "runs.csv")
-    (output / "table.md").write_text(markdown(study, rows))
+    write_at_once(output / "table.md", markdown(study, rows))
     conditions_figure(study, rows, output / "conditions.png")
     for baseline in study.baselines:
         differences_figure(study, rows, output / f"differences-{file_name(baseline)}.png", baseline=baseline)

@@ -18,6 +18,7 @@ from equipoise.commands.compare.runs import is_finished
 from equipoise.commands.compare.study import Study, StudyRun
 from equipoise.diagnostics.paired import PairedDifference, paired_difference
 from equipoise.diagnostics.runs import RunRecord, read_run
+from equipoise.files import file_at_once
 
 LAST_UPDATES = 50
 
@@ -99,14 +100,12 @@ def shared_conditions(study: Study) -> list[str]:
 
 def write_rows(rows: Sequence[Row], path: Path) -> None:
     """runs.csv, whole or not at all."""
-    temporary = path.with_suffix(".part")
-    with temporary.open("w", newline="") as file:
+    with file_at_once(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["condition", "method", "seed", *MEASURES, "error"])
         for row in rows:
             numbers = [f"{row.values[m]:.6g}" if math.isfinite(row.values[m]) else "" for m in MEASURES]
             writer.writerow([row.run.condition, row.run.method, row.run.seed, *numbers, row.error])
-    temporary.replace(path)
 
 
 def markdown(study: Study, rows: Sequence[Row], measures: Sequence[str] = MEASURES) -> str:

@@ -12,13 +12,13 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from equipoise.files import folder_at_once
 from equipoise.models.randomness import seeded
 from equipoise.models.warm_starts.supervised import (
     IGNORED_LABEL,
     new_folder,
     small_model,
     train_supervised,
-    written_at_once,
 )
 from equipoise.tasks.environments.calculator import CALL, END_CALL, ERROR, NUM_NUMBERS, scripted_episode
 
@@ -103,7 +103,7 @@ def warm_start_calculator(
     """
     folder = new_folder(folder)
     tokenizer = calculator_tokenizer()
-    with seeded(seed), written_at_once(folder) as staging:
+    with seeded(seed), folder_at_once(folder) as staging:
         model = small_model(tokenizer)
         episodes = TokenizedEpisodes(steps * batch_size, tokenizer, random.Random(seed))
         train_supervised(model, tokenizer, episodes, staging, seed, steps, batch_size, learning_rate, progress)

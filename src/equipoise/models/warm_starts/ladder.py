@@ -15,13 +15,13 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from equipoise.files import folder_at_once
 from equipoise.models.randomness import seeded
 from equipoise.models.warm_starts.supervised import (
     IGNORED_LABEL,
     new_folder,
     small_model,
     train_supervised,
-    written_at_once,
 )
 from equipoise.tasks.ladder import MAX_COMPLETION_LENGTH, NUM_NUMBERS, OPERATIONS, SEPARATOR, random_walk_texts
 
@@ -77,7 +77,7 @@ def warm_start_ladder(
     """
     folder = new_folder(folder)
     tokenizer = ladder_tokenizer()
-    with seeded(seed), written_at_once(folder) as staging:
+    with seeded(seed), folder_at_once(folder) as staging:
         model = small_model(tokenizer)
         walks = _TokenizedWalks(steps * batch_size, tokenizer, np.random.default_rng(seed))
         train_supervised(model, tokenizer, walks, staging, seed, steps, batch_size, learning_rate, progress)

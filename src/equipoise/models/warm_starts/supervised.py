@@ -1,13 +1,11 @@
 """What every warm start shares: a small Llama made on the spot, its supervised training, a folder that is whole."""
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 from transformers import (
     GenerationConfig,
     LlamaConfig,
@@ -21,6 +19,7 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging
 
 from equipoise.errors import InputError
+from equipoise.progress import progress_bar
 
 MAX_POSITIONS = 64
 IGNORED_LABEL = -100  # what the loss of transformers leaves out
@@ -110,7 +109,7 @@ class _ProgressBar(TrainerCallback):
         self.shown = shown
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
-        self.bar = tqdm(total=state.max_steps, desc="warm start", unit="step", leave=False, disable=not self.shown)
+        self.bar = progress_bar("warm start", state.max_steps, "step", shown=self.shown)
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         self.bar.update()
@@ -129,18 +128,3 @@ def quiet() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
-
-
-@contextmanager
-def written_at_once(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder` to write into, renamed to it when the block ends and removed when the block fails."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = folder.parent / f".{folder.name}.{os.getpid()}.unfinished"
-    staging.mkdir()
-    try:
-        yield staging
-        if folder.exists():
-            folder.rmdir()
-        staging.rename(folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)

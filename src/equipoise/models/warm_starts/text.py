@@ -14,13 +14,13 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from equipoise.errors import InputError
+from equipoise.files import folder_at_once
 from equipoise.models.randomness import seeded
 from equipoise.models.warm_starts.supervised import (
     IGNORED_LABEL,
     new_folder,
     small_model,
     train_supervised,
-    written_at_once,
 )
 from equipoise.tasks.task import Task
 
@@ -59,7 +59,7 @@ def warm_start_text(
     folder = new_folder(folder)
     pairs = _pairs(task)
     tokenizer = _character_tokenizer(task)
-    with seeded(seed), written_at_once(folder) as staging:
+    with seeded(seed), folder_at_once(folder) as staging:
         model = small_model(tokenizer, max_positions=LONGEST_TEXT + 1)
         texts = _TokenizedPairs(pairs, tokenizer, steps * batch_size, np.random.default_rng(seed))
         train_supervised(model, tokenizer, texts, staging, seed, steps, batch_size, learning_rate, progress)

@@ -1,9 +1,12 @@
-"""How far the data is from the policy: counts that add over micro-batches and ranks, and what is read from them."""
+"""How far the data is from the policy: counts that add over micro-batches and ranks, and what is read from them.
+
+Counting waits for no device: what lies outside a mask is counted with weight 0 and not selected away.
+"""
 
 import math
 
 import torch
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 STALENESS_BUCKETS = {"0": (0, 0), "1": (1, 1), "2_3": (2, 3), "4_7": (4, 7), "8_15": (8, 15), "16_up": (16, math.inf)}
@@ -13,19 +16,24 @@ LOG_RATIO_WIDTH, LOG_RATIO_END = 0.01, 3.0
 """Ratios are counted in intervals of 1% from e^-3 to e^3; what lies beyond is in the outermost two."""
 
 
-def staleness_counts(staleness: Int[Tensor, " tokens"]) -> Float64[Tensor, " buckets"]:
-    """Tokens in each of `STALENESS_BUCKETS`."""
-    starts = torch.tensor([start for start, _ in STALENESS_BUCKETS.values()], device=staleness.device)
-    buckets = torch.bucketize(staleness, starts, right=True) - 1
-    return torch.bincount(buckets, minlength=len(STALENESS_BUCKETS)).double()
+def staleness_counts(staleness: Int[Tensor, "*shape"], mask: Bool[Tensor, "*shape"]) -> Float64[Tensor, " buckets"]:
+    """Tokens of the mask in each of `STALENESS_BUCKETS`."""
+    starts = [start for start, _ in STALENESS_BUCKETS.values()][1:]
+    buckets = torch.stack([staleness >= start for start in starts]).sum(0)
+    return _counted(buckets, mask, len(STALENESS_BUCKETS))
 
 
-def ratio_counts(ratio: Float[Tensor, " tokens"]) -> Float64[Tensor, " intervals"]:
-    """Tokens in each interval of log rho, as `ratio_quantile` reads them. Ratios are > 0."""
+def ratio_counts(ratio: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"]) -> Float64[Tensor, " intervals"]:
+    """Tokens of the mask in each interval of log rho, as `ratio_quantile` reads them. Ratios are > 0 there."""
     half = round(LOG_RATIO_END / LOG_RATIO_WIDTH)
     # Intervals are centred on whole multiples of the width, so that a ratio of 1 lies in the middle of one.
-    interval = (ratio.double().log() / LOG_RATIO_WIDTH).round().clamp(-half, half).long() + half
-    return torch.bincount(interval, minlength=2 * half + 1).double()
+    interval = (torch.where(mask, ratio, 1).double().log() / LOG_RATIO_WIDTH).round().clamp(-half, half)
+    return _counted(interval.nan_to_num().long() + half, mask, 2 * half + 1)
+
+
+def _counted(place: Tensor, mask: Bool[Tensor, "*shape"], size: int) -> Float64[Tensor, " size"]:
+    counts = torch.zeros(size, dtype=torch.float64, device=mask.device)
+    return counts.scatter_add_(0, place.flatten(), mask.flatten().double())
 
 
 def ratio_quantile(counts: Float64[Tensor, " intervals"], quantile: float) -> float:
