@@ -9,6 +9,7 @@ from datasets import Dataset
 
 from equipoise.diagnostics.estimators import bootstrap_interval
 from equipoise.models.randomness import seeded
+from equipoise.models.sampling import evaluation_mode
 from equipoise.progress import progress_bar
 from equipoise.tasks.environments import Episode
 
@@ -66,10 +67,9 @@ def evaluate_episodes(
     samples = trainer.num_generations_eval
     prompts_at_once = max(1, 256 // samples)
     rates, rewards, failed, total = [], [], 0, 0
-    modes = {module: module.training for module in trainer.model.modules()}
-    trainer.model.eval()
+    bar = progress_bar("evaluate", len(dataset), "prompt", shown=progress)
     try:
-        with seeded(seed), progress_bar("evaluate", len(dataset), "prompt", shown=progress) as bar:
+        with bar, evaluation_mode(trainer.model), seeded(seed):
             for begin in range(0, len(dataset), prompts_at_once):
                 rows = dataset.select(range(begin, min(begin + prompts_at_once, len(dataset)))).to_list()
                 trainer._generate_and_score_completions([row for row in rows for _ in range(samples)])
@@ -82,8 +82,6 @@ def evaluate_episodes(
                         rates.append(sum(score >= correct_at for score in known) / len(known))
                 bar.update(len(rows))
     finally:
-        for module, training in modes.items():
-            module.training = training
         trainer._metrics["eval"].clear()
     low, high = bootstrap_interval(rates) if rates else (math.nan, math.nan)
     mean = sum(rates) / len(rates) if rates else math.nan
