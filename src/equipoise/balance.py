@@ -49,8 +49,8 @@ class BoundGrid:
         if not (1 <= self.high[0] <= self.high[1] < math.inf):
             raise ValueError(f"high must satisfy 1 <= high[0] <= high[1] < inf, got high={self.high}")
         for name in ("low_step", "high_step"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be positive and finite, got {name}={getattr(self, name)}")
+            value = getattr(self, name)
+            require(name, value, "positive and finite", 0 < value < math.inf)
 
     @classmethod
     def fixed(cls, bounds: ClipBounds) -> "BoundGrid":

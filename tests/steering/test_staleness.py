@@ -18,32 +18,42 @@ from equipoise.steering.staleness import (
 )
 
 
+def counted(ratio):
+    return ratio_counts(ratio, torch.ones_like(ratio, dtype=torch.bool))
+
+
+def test_what_lies_outside_the_mask_is_not_counted():
+    ratio, mask = torch.tensor([1.0, torch.nan, 0.0, 2.0]), torch.tensor([True, False, False, True])
+    assert ratio_counts(ratio, mask).tolist() == counted(torch.tensor([1.0, 2.0])).tolist()
+    assert staleness_counts(torch.tensor([0, 1, -7, 20]), mask).tolist() == [1, 0, 0, 0, 0, 1]
+
+
 def test_every_staleness_lies_in_its_bucket():
     for staleness in range(40):
-        counts = staleness_counts(torch.tensor([staleness]))
+        counts = staleness_counts(torch.tensor([staleness]), torch.tensor([True]))
         (bucket,) = [i for i, (first, last) in enumerate(STALENESS_BUCKETS.values()) if first <= staleness <= last]
         assert counts.tolist() == [float(i == bucket) for i in range(len(STALENESS_BUCKETS))]
 
 
 def test_counts_add():
     ratio = torch.rand(100) * 3 + 0.01
-    torch.testing.assert_close(ratio_counts(ratio), ratio_counts(ratio[:37]) + ratio_counts(ratio[37:]))
-    assert ratio_counts(ratio).sum() == 100
-    assert ratio_counts(torch.empty(0)).sum() == 0
+    torch.testing.assert_close(counted(ratio), counted(ratio[:37]) + counted(ratio[37:]))
+    assert counted(ratio).sum() == 100
+    assert counted(torch.empty(0)).sum() == 0
 
 
 @pytest.mark.parametrize("quantile", [0.01, 0.1, 0.5, 0.9, 0.99])
 def test_quantiles_are_right_to_half_a_percent(quantile):
     ratio = torch.randn(20001, generator=torch.Generator().manual_seed(0)).mul(0.5).exp()
     exact = float(np.quantile(ratio.double().numpy(), quantile, method="inverted_cdf"))
-    assert ratio_quantile(ratio_counts(ratio), quantile) == pytest.approx(exact, rel=0.0051)
+    assert ratio_quantile(counted(ratio), quantile) == pytest.approx(exact, rel=0.0051)
 
 
 def test_a_ratio_of_one_is_one_and_what_lies_beyond_is_at_the_end():
-    assert ratio_quantile(ratio_counts(torch.ones(3)), 0.5) == 1
-    assert ratio_quantile(ratio_counts(torch.tensor([1e-9])), 0.5) == pytest.approx(math.exp(-LOG_RATIO_END))
-    assert ratio_quantile(ratio_counts(torch.tensor([1e9])), 0.5) == pytest.approx(math.exp(LOG_RATIO_END))
-    assert math.isnan(ratio_quantile(ratio_counts(torch.empty(0)), 0.5))
+    assert ratio_quantile(counted(torch.ones(3)), 0.5) == 1
+    assert ratio_quantile(counted(torch.tensor([1e-9])), 0.5) == pytest.approx(math.exp(-LOG_RATIO_END))
+    assert ratio_quantile(counted(torch.tensor([1e9])), 0.5) == pytest.approx(math.exp(LOG_RATIO_END))
+    assert math.isnan(ratio_quantile(counted(torch.empty(0)), 0.5))
 
 
 def test_effective_sample_fraction():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from equipoise import BoundGrid, ClipBounds, TokenStatistics, select_bounds
-from equipoise.steering.update import MicroBatch, Update
+from equipoise.steering import MicroBatch, Update
 
 # Five tokens: the third carries no loss, the last is padding.
 ACTION = torch.tensor([[True, True, True, True, False]])
@@ -19,14 +19,21 @@ ENTROPY = torch.tensor([[1.0, 2.0, 3.0, 4.0, torch.nan]])
 LOGPROB = torch.tensor([[-1.0, -2.0, -3.0, -4.0, torch.nan]])
 STALENESS = torch.tensor([[0, 1, 5, 40, 7]])
 BATCH = MicroBatch(
-    TokenStatistics(LOGPROB, ENTROPY, TENDENCY, torch.zeros(1, 5)), RATIO, ADVANTAGE, ACTION, LOSS, None, STALENESS
+    TokenStatistics(LOGPROB, ENTROPY, TENDENCY, torch.zeros(1, 5)),
+    old_logprob=None,
+    ratio=RATIO,
+    advantage=ADVANTAGE,
+    action_mask=ACTION,
+    loss_mask=LOSS,
+    token_weight=None,
+    staleness=STALENESS,
 )
 
 
 def measured(low: float, high: float, batch: MicroBatch = BATCH):
     bounds = ClipBounds(low, high)
     grid = BoundGrid(low=(low, 0.9), high=(high, 3.0))
-    update = Update(None, grid, "gradient", None)
+    update = Update(0, None, grid, "gradient", None)
     update.selection = replace(selection_of(grid), bounds=bounds)
     update.add(batch, batch.contribution(grid, "gradient"))
     return update.reduce(lambda vector: vector)
@@ -88,7 +95,7 @@ def test_shares_before_and_after_are_at_the_start_and_at_the_bounds_found():
 
 def test_exhausted_is_logged():
     grid = BoundGrid(low=(0.3, 0.9), high=(1.2, 3.0))
-    update = Update(None, grid, "gradient", replace(selection_of(grid), exhausted=True))
+    update = Update(0, None, grid, "gradient", replace(selection_of(grid), exhausted=True))
     update.add(BATCH, BATCH.contribution(grid, "gradient"))
     assert update.reduce(lambda vector: vector).metrics()["bounds_exhausted"] == 1
 
@@ -109,7 +116,7 @@ def test_micro_batches_add_in_one_reduction():
         return 2 * vector
 
     grid = BoundGrid(low=(0.5, 0.9), high=(1.2, 3.0))
-    update = Update(None, grid, "gradient", selection_of(grid))
+    update = Update(0, None, grid, "gradient", selection_of(grid))
     update.add(BATCH, BATCH.contribution(grid, "gradient"))
     update.add(BATCH, BATCH.contribution(grid, "gradient"))
     measures = update.reduce(double)
@@ -153,15 +160,3 @@ def test_stale_data_with_ratios_of_one_is_degenerate():
     assert measured(0.5, 1.2, replace(BATCH, ratio=ones)).degenerate
     assert not measured(0.5, 1.2).degenerate
     assert not measured(0.5, 1.2, replace(BATCH, ratio=ones, staleness=torch.zeros_like(STALENESS))).degenerate
-
-
-def test_bounds_of_micro_batches_are_averaged_and_have_no_common_share():
-    grid = BoundGrid(low=(0.3, 0.9), high=(1.2, 3.0))
-    update = Update(None, grid, "gradient", None, searches_each=True)
-    for target in (0.01, 0.999):
-        update.selection = select_bounds(BATCH.contribution(grid, "gradient"), grid, target_share=target)
-        update.add(BATCH, BATCH.contribution(grid, "gradient"))
-    values = update.reduce(lambda vector: vector).metrics()
-    assert 1.2 < values["bounds_high"] < 3
-    assert "share_gradient_after" not in values
-    assert "share_gradient_before" in values

@@ -1,6 +1,8 @@
 """The baselines inside TRL's loss: the gradient of the whole loss by hand, any split of the update, TRL's own keys."""
 
+import functools
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -14,7 +16,10 @@ from equipoise import BranchWeights, ClipBounds, PolicyBatch, UpdateSize, aggreg
 from equipoise.entropy_control import EntropyControl, UpdateTokens, token_draw
 from equipoise.entropy_control.draw import row_identity
 from equipoise.polarity import entropy_polarity
-from equipoise.steering.token_control import Part, _columns
+from equipoise.settings.presets import PRESETS
+from equipoise.steering import Ranks
+from equipoise.steering.token_control import TokenControl, token_columns
+from equipoise.trl.ranks import gathered_rows
 
 # Settings under which each method acts on some of the 30 tokens of the hand-made batch, and leaves others.
 ACTIVE = {
@@ -159,17 +164,10 @@ def test_tokens_outside_the_loss_enter_nothing(tmp_path, name):
         subject = controlled(tmp_path, name)
         subject.model.train()
         batch = subject._micro_batch(inputs, subject._forward(subject.model, inputs).statistics)
-        part = (inputs, batch)
-        found.append(subject.token_control.marks([type_of_part(part)], 0)[0])
+        found.append(subject.steering.token_control.marks([batch], 0)[0])
     assert torch.equal(found[0], found[1])
     outside = ~(inputs["completion_mask"].bool() & inputs["tool_mask"].bool())
     assert len(found[0][outside].unique()) == 1
-
-
-def type_of_part(part):
-    from equipoise.steering.token_control import Part
-
-    return Part(*part)
 
 
 class TwoRanks:
@@ -195,19 +193,21 @@ def test_ranks_decide_alike_over_all_their_tokens(tmp_path, name):
     subject, inputs = controlled(tmp_path, name), hand_made_inputs()
     subject.model.train()
     halves = [{k: v[i : i + n] if v.dim() else v for k, v in inputs.items()} for i, n in ((0, 5), (5, 3))]
-    parts = [type_of_part((half, subject._forward(subject.model, half))) for half in halves]
-    whole = type_of_part((inputs, subject._forward(subject.model, inputs)))
-    (expected,) = subject.token_control.marks([whole], 2)
-    sizes = [int(part.batch.loss_mask.sum()) for part in parts]
+    parts = [subject._forward(subject.model, half) for half in halves]
+    control = subject.steering.token_control
+    (expected,) = control.marks([subject._forward(subject.model, inputs)], 2)
+    sizes = [int(part.loss_mask.sum()) for part in parts]
     found = []
     for rank, part in enumerate(parts):
-        accelerator = subject.token_control.accelerator = TwoRanks(rank)
+        accelerator = TwoRanks(rank)
         accelerator.other_length, other = sizes[rank], parts[1 - rank]
-        # what the other rank sends: its sizes, its values and its keys, padded to the longer of both
-        sent = [accelerator.pad_across_processes(columns, 0) for columns in _columns(other)]
-        accelerator.other = [torch.tensor([sizes[1 - rank]]), *sent]
+        # what the other rank sends: its values and its keys, each after their number and padded to the longer of both
+        values, keys = (accelerator.pad_across_processes(columns, 0) for columns in token_columns(other))
+        size = torch.tensor([sizes[1 - rank]])
+        accelerator.other = [size, values, size, keys]
         accelerator.other_length = sizes[1 - rank]
-        found += subject.token_control.marks([part], 2)
+        ranks = Ranks(all_gather=functools.partial(gathered_rows, accelerator=accelerator), rank=rank)
+        found += TokenControl(control.control, ranks, control.seed).marks([part], 2)
     assert sizes[0] != sizes[1]
     torch.testing.assert_close(torch.cat(found), expected)
 
@@ -220,8 +220,9 @@ def test_tokens_that_trl_takes_out_of_the_loss_are_neither_counted_nor_marked(tm
     mask = batch.loss_mask
     assert 0 < mask.sum() < batch.action_mask.sum()
     tokens = update_tokens(inputs, replace(batch, action_mask=mask), subject.args.seed)
-    (marks,) = subject.token_control.marks([Part(inputs, batch)], 0)
-    assert torch.equal(marks[mask].double(), subject.token_control.control.mark(tokens))
+    control = subject.steering.token_control
+    (marks,) = control.marks([batch], 0)
+    assert torch.equal(marks[mask].double(), control.control.mark(tokens))
     assert (marks[mask] == 0).any()
     assert (marks[~mask] == 1).all()
 
@@ -239,10 +240,10 @@ def test_every_method_trains_and_says_how_much_it_changes(tmp_path, name):
     assert any(fractions)
 
 
-@pytest.mark.parametrize("name", ["clip_higher", "wide_clip", "entropy_bonus", "adaptive_entropy_bonus", "top_entropy"])
+@pytest.mark.parametrize("name", ["entropy_bonus", "adaptive_entropy_bonus", "top_entropy"])
 def test_methods_of_trl_train(tmp_path, name):
     subject, log = run(tmp_path, entropy_control=name, max_steps=5, num_iterations=2)
-    assert subject.token_control is None
+    assert subject.steering.token_control is None
     assert all(torch.tensor(entry["loss"]).isfinite() for entry in log)
 
 
@@ -269,8 +270,6 @@ def test_a_resumed_run_draws_as_the_whole_one(tmp_path, name):
     for folder in tmp_path.glob("checkpoint-*"):
         marker = json.loads((folder / "equipoise.json").read_text())
         assert marker["resumable"]
-    import shutil
-
     shutil.rmtree(tmp_path / "checkpoint-5")
     subject = trainer(tmp_path, **settings)
     subject.train(resume_from_checkpoint=True)
@@ -285,19 +284,12 @@ def test_a_resumed_run_draws_as_the_whole_one(tmp_path, name):
 @pytest.mark.parametrize(
     ("settings", "keys"),
     [
-        ({"entropy_control": "clip_higher"}, {"epsilon": 0.2, "epsilon_high": 0.28}),
-        ({"entropy_control": "wide_clip"}, {"epsilon": 0.1, "epsilon_high": 2.0}),
-        (
-            {"entropy_control": "wide_clip", "entropy_control_args": {"low": 0.98, "high": 5}},
-            {"epsilon": 0.02, "epsilon_high": 4.0},
-        ),
         ({"entropy_control": "entropy_bonus", "entropy_control_args": {"bonus": "1e-3"}}, {"entropy_coef": 0.001}),
         (
             {"entropy_control": "adaptive_entropy_bonus", "entropy_control_args": {"target": 0.4}},
             {"use_adaptive_entropy": True, "entropy_target": 0.4, "entropy_coef_delta": 0.005, "entropy_coef_max": 1.0},
         ),
         ({"entropy_control": "top_entropy"}, {"top_entropy_quantile": 0.2}),
-        ({"entropy_control": ["wide_clip", "top_entropy"]}, {"epsilon": 0.1, "top_entropy_quantile": 0.2}),
     ],
 )
 def test_methods_of_trl_set_trls_keys(tmp_path, settings, keys):
@@ -307,7 +299,9 @@ def test_methods_of_trl_set_trls_keys(tmp_path, settings, keys):
 
 
 def test_a_method_and_a_clip_go_together(tmp_path):
-    chosen = config(tmp_path, entropy_control=["clip_higher", "kl_cov"], entropy_control_args={"fraction": "2e-2"})
+    chosen = config(
+        tmp_path, **PRESETS["clip_higher"], entropy_control="kl_cov", entropy_control_args={"fraction": "2e-2"}
+    )
     assert chosen.fixed_bounds() == ClipBounds(0.8, 1.28)
     assert chosen.token_control().settings == {"fraction": 0.02, "coefficient": 1.0}
     assert config(tmp_path).token_control() is None
@@ -317,42 +311,18 @@ KL = {"entropy_control": "kl_cov"}
 REFUSED = [
     (
         {"entropy_control": "clipcov"},
-        "entropy_control must be 'off' or of clip_higher, .*, got entropy_control='clipco",
+        "entropy_control must be one of off, entropy_bonus, .*, got entropy_control='clipco",
     ),
-    ({"entropy_control": ["off", "clip_cov"]}, "entropy_control must be 'off' or of .* got entropy_control='off'"),
-    (
-        {"entropy_control": ["clip_cov", "kl_cov"]},
-        "one choice of clip bounds .* and one other method, got clip_cov and",
-    ),
-    ({"entropy_control": ["clip_higher", "wide_clip"]}, "one choice of clip bounds .* got clip_higher and wide_clip"),
-    ({"entropy_control": ["entropy_bonus", "top_entropy"]}, "one other method, got entropy_bonus and top_entropy"),
     ({"entropy_control_args": {"low": 0.5}}, "entropy_control_args: entropy_control is off, got 'low'"),
     (KL | {"entropy_control_args": {"low": 0.5}}, "entropy_control_args: kl_cov has fraction, coefficient, got 'low'"),
     (KL | {"entropy_control_args": {"fraction": "few"}}, "entropy_control_args: fraction must be a number, got 'few'"),
     (KL | {"entropy_control_args": {"fraction": 2}}, r"entropy_control_args: fraction of kl_cov must be in \(0, 1\]"),
     (
-        {"entropy_control": "wide_clip", "entropy_control_args": {"low": 0.0}},
-        r"entropy_control_args: low of wide_clip must be in \(0, 1\], got low=0.0",
-    ),
-    (
-        {"entropy_control": "wide_clip", "entropy_control_args": {"high": 0.5}},
-        "entropy_control_args: high of wide_clip must be >= 1",
-    ),
-    (
         {"entropy_control": "top_entropy", "entropy_control_args": {"top_fraction": 1}},
         r"entropy_control_args: top_fraction of top_entropy must be in \(0, 1\)",
     ),
-    (
-        {"entropy_control": "clip_higher", "epsilon_high": 0.3},
-        "entropy_control='clip_higher' sets epsilon_high=0.28, got epsilon_high=0.3 as well: give one",
-    ),
     ({"entropy_control": "entropy_bonus", "entropy_coef": 0.1}, "sets entropy_coef=0.01, got entropy_coef=0.1 as well"),
-    (
-        {"entropy_control": "clip_higher", "clipping": "balanced"},
-        "entropy_control='clip_higher' and clipping='balanced' exclude each other: both choose the clip bounds",
-    ),
     ({"entropy_control": "ce_gppo", "clipping": "balanced"}, "exclude each other: it gives back the gradients"),
-    ({"entropy_control": "clip_higher", "loss_type": "cispo"}, "'clip_higher' needs a loss that clips from both sides"),
     (KL | {"loss_type": "sapo"}, "'kl_cov' needs a loss that clips from both sides: .* got loss_type='sapo'"),
     (KL | {"importance_sampling_level": "sequence"}, "exclude each other: it acts on the ratios of single tokens"),
     (KL | {"off_policy_mask_threshold": 0.5}, "'kl_cov' and off_policy_mask_threshold=0.5 exclude each other"),
@@ -381,10 +351,9 @@ def test_refusals_name_the_field_the_rule_and_the_value(tmp_path, settings, mess
         {"entropy_control": "top_entropy", "clipping": "balanced"},
         {"entropy_control": "kl_cov", "clipping": "balanced"},
         {"entropy_control": "steer", "gradient_accumulation_steps": 4, "steps_per_generation": 2},
-        {"entropy_control": "wide_clip", "polarity": "positive_only"},
+        {**PRESETS["wide_clip"], "polarity": "positive_only"},
         {"entropy_control": "clip_b", "loss_type": "cispo", "epsilon_high": 3.0},
         {"entropy_control": "clip_cov", "importance_sampling_level": "sequence"},
-        {"entropy_control": "clip_higher", "epsilon": 0.2, "epsilon_high": 0.28},
     ],
 )
 def test_what_makes_sense_together_trains(tmp_path, settings):

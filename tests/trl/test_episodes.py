@@ -81,7 +81,7 @@ class Poisoned(Scripted):
     "settings",
     [
         {"clipping": "balanced", "polarity": "papo", "papo_warmup_updates": 1},
-        {"clipping": "balanced", "bapo_scope": "microbatch", "loss_type": "grpo"},
+        {"clipping": "balanced", "bapo_scope": "lagged", "loss_type": "grpo"},
         {"importance_sampling_level": "sequence"},
         {"top_entropy_quantile": 0.5},
         {"entropy_control": "kl_cov"},

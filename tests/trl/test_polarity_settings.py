@@ -52,7 +52,7 @@ def test_the_lead_of_reinforced_rare_steps_is_a_setting(tmp_path):
 
 def test_tanh_weights_reach_the_loss(tmp_path):
     weights = BranchWeights.of_branches(1.5, 0.5)
-    settings = SCHEDULE | {"papo_weight_form": "tanh", "papo_tanh_scale": 0.05}
+    settings = SCHEDULE | {"papo_tanh_scale": 0.05}
     expected = by_hand(tmp_path, lambda a, p: reweight_by_polarity(a, p, weights, tendency_scale=0.05))
     assert_same(gradients(tmp_path, **settings), expected)
 
@@ -101,7 +101,7 @@ def test_every_signal_trains(tmp_path, signal):
 
 
 def test_quadrants_are_steered_by_their_own_flow(tmp_path):
-    settings = {"papo_signal": "balance", "papo_quadrants": ["contracting_positive"], "papo_weight_bounds": [0.1, 5.0]}
+    settings = {"papo_signal": "balance", "papo_quadrants": ["contracting_positive"]}
     subject, log = run(tmp_path, polarity="papo", papo_warmup_updates=1, **settings, max_steps=3)
     authority = own(log[-1])["demanded_authority"]
     assert abs(authority) > abs(own(log[-1])["balance_authority"]) > 0
@@ -110,7 +110,7 @@ def test_quadrants_are_steered_by_their_own_flow(tmp_path):
 
 def measures(num_tokens, num_with_advantage):
     sums = {"tokens": float(num_tokens), "nonzero_advantage": float(num_with_advantage)}
-    return UpdateMeasures(sums, torch.zeros(6).double(), torch.zeros(1).double(), None, ())
+    return UpdateMeasures(sums, torch.zeros(6).double(), torch.zeros(1).double(), None, None)
 
 
 def test_says_once_when_there_is_nothing_to_learn(caplog):
@@ -132,4 +132,4 @@ def test_the_trainer_watches_for_equal_rewards(tmp_path):
     subject = trainer(tmp_path, max_steps=3)
     subject.reward_funcs[0] = lambda completions, **columns: [1.0] * len(completions)
     subject.train()
-    assert subject.watches[0].idle_updates == 3
+    assert subject.steering.watches[0].idle_updates == 3

@@ -46,7 +46,7 @@ def test_lagged_bounds_are_resumed(tmp_path):
         part = make(tmp_path / str(step), bapo_scope="lagged", max_steps=8)
         part.train(resume_from_checkpoint=True)
         assert history(part) == history(whole)
-        assert part.lagged_bounds.selection.bounds == whole.lagged_bounds.selection.bounds
+        assert part.steering.lagged_bounds.selection.bounds == whole.steering.lagged_bounds.selection.bounds
 
 
 def test_every_epoch_has_an_order_of_its_own_and_the_first_is_that_of_trl(tmp_path):

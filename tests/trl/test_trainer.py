@@ -8,9 +8,8 @@ from trainer_runs import own, run
 from trainer_setup import prompts, trainer
 from trl import GRPOConfig
 
-from equipoise import BranchWeights, ClipBounds, select_bounds
-from equipoise.steering.update import Update
-from equipoise.trl.trainer import DivergedError
+from equipoise import ClipBounds, select_bounds
+from equipoise.steering import DivergedError
 
 STALE = {"num_iterations": 2, "clipping": "balanced", "polarity": "papo", "papo_warmup_updates": 1, "max_steps": 5}
 BINDING = {"bapo_target_share": 0.55, "papo_reference_fraction": 2.0}
@@ -95,18 +94,18 @@ def test_only_stale_updates_of_several_micro_batches_cost_another_pass(tmp_path)
     for micro_batches, expected in ((1, []), (2, [1, 3])):
         settings = {"gradient_accumulation_steps": micro_batches, "steps_per_generation": micro_batches}
         subject = trainer(tmp_path / str(micro_batches), **STALE, **settings)
-        original, searched = subject._search, []
+        original, searched = subject._preview, []
 
-        def spy(model, grid, original=original, searched=searched, subject=subject):
+        def spy(model, original=original, searched=searched, subject=subject):
             searched.append(subject.state.global_step)
-            return original(model, grid)
+            return original(model)
 
-        subject._search = spy
+        subject._preview = spy
         subject.train()
         assert searched == expected
 
 
-@pytest.mark.parametrize("scope", ["update", "microbatch", "lagged"])
+@pytest.mark.parametrize("scope", ["update", "lagged"])
 def test_scopes_differ_in_what_one_search_covers(tmp_path, scope):
     micro_batches = {"gradient_accumulation_steps": 2, "steps_per_generation": 4, "per_device_train_batch_size": 4}
     subject = trainer(tmp_path, **STALE | {"max_steps": 8}, **BINDING, **micro_batches, bapo_scope=scope)
@@ -119,7 +118,8 @@ def test_scopes_differ_in_what_one_search_covers(tmp_path, scope):
 
     def steer(update, inputs, statistics, original=subject._steer):
         original(update, inputs, statistics)
-        chosen.append((subject.state.global_step, update.bounds))
+        bounds = update.bounds
+        chosen.append((subject.state.global_step, ClipBounds(float(bounds.low), float(bounds.high))))
 
     subject._micro_batch, subject._steer = spy, steer
     subject.train()
@@ -135,7 +135,7 @@ def test_scopes_differ_in_what_one_search_covers(tmp_path, scope):
     for step in range(8):
         first, second = sums[step]
         whole, moved = best(first + second), step % 4 != 0
-        of_scope = {"update": [whole] * 2, "microbatch": [best(first), best(second)], "lagged": [lagged] * 2}[scope]
+        of_scope = {"update": [whole] * 2, "lagged": [lagged] * 2}[scope]
         expected += [(step, bounds) for bounds in (of_scope if moved else [start] * 2)]
         lagged = whole if moved else lagged
     assert chosen == expected
@@ -203,7 +203,7 @@ def test_environment_tokens_enter_nothing(tmp_path):
     measured = []
     for value in (0.0, torch.nan):
         inputs["old_per_token_logps"][:, 1] = value
-        subject.steering.controller, subject._last_entropy = subject.args.polarity_controller(), 0.0
+        subject.steering.controller, subject.steering.last_entropy = subject.args.polarity_controller(), 0.0
         subject.model.train()
         subject.accelerator.gradient_state._set_sync_gradients(True)
         subject.current_gradient_accumulation_steps = 1
@@ -333,24 +333,12 @@ def test_the_search_follows_the_configuration(tmp_path, settings):
     subject._rollout_step, subject._step = -1, 0
     subject.current_gradient_accumulation_steps = 1
     subject._buffered_inputs = [hand_made_inputs()]
-    found = subject._search(subject.model, grid).bounds
+    update = subject.steering.open(0, moved=True, several=True)
+    assert update.needs_preview
+    subject.steering.preview(update, subject._preview(subject.model))
+    found = update.selection.read().bounds
     expected = select_bounds(batch.contribution(grid, measure), grid, target_share=subject.args.bapo_target_share)
     assert found == expected.bounds != ClipBounds(0.6, 1.2)
-
-
-def test_neutral_tokens_keep_their_advantage(tmp_path):
-    inputs = hand_made_inputs()
-    seen = {}
-    for zone in (0.0, 0.05):
-        subject, batch = micro_batch(tmp_path, inputs, polarity="papo", papo_neutral_zone=zone)
-        update = Update(BranchWeights.of_branches(1.5, 0.5), None, "gradient", None)
-        reweighted = dict(inputs)
-        subject._steer(update, reweighted, batch.statistics)
-        seen[zone] = reweighted["advantages"] == inputs["advantages"][:, None]
-    polarity = (batch.statistics.tendency * inputs["advantages"][:, None]).abs()
-    inside = inputs["completion_mask"].bool() & (inputs["advantages"] != 0)[:, None]
-    assert torch.equal(seen[0.05][inside], (polarity <= 0.05)[inside])
-    assert not seen[0.0][inside].any()
 
 
 def test_the_search_needs_no_checkpointing_and_gives_it_back(tmp_path):
@@ -366,6 +354,6 @@ def test_the_search_needs_no_checkpointing_and_gives_it_back(tmp_path):
     subject._forward = spy
     subject.current_gradient_accumulation_steps, subject._step = 1, 0
     subject._buffered_inputs = [hand_made_inputs()]
-    subject._search(subject.model, subject.args.bound_grid())
+    subject._preview(subject.model)
     assert states == [False]
     assert subject.model.is_activation_checkpointing

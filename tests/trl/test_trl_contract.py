@@ -67,7 +67,7 @@ def test_clipping_and_reweighting_through_trl_equal_the_core(tmp_path, loss_type
         tmp_path, loss_type=loss_type, clipping="balanced", polarity="papo", temperature=0.8,
         bapo_low=[bounds.low] * 2, bapo_high=[bounds.high] * 2,
     )  # fmt: skip
-    subject._open_update = lambda model: Update(weights, subject.args.bound_grid(), "gradient", start_of(bounds))
+    subject._open_update = lambda model: Update(0, weights, subject.args.bound_grid(), "gradient", start_of(bounds))
     inputs = hand_made_inputs()
     through_trl = loss_and_gradients(subject, inputs)
 

@@ -107,7 +107,7 @@ class TokenControl:
         old = batch.old_logprob
         if old is not None:
             old = torch.where(is_set, batch.statistics.logprob.detach(), old)
-        touched = (is_set | (steered != advantage)).sum()
+        touched = ((is_set | (steered != advantage)) & batch.loss_mask).sum()
         return Steered(bounds, steered, old, is_set), touched
 
 
