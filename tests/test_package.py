@@ -124,7 +124,7 @@ def test_the_drawing_of_the_house_shows_the_imports_there_are():
     found = {(room_of(path), other) for path in MODULES for other in imported_rooms(path)}
     below = ORDER[0] | {ROOT, "__main__"}  # what everything imports, and what nothing does
     found = {(a, b) for a, b in found if a != b and not {a, b} & below}
-    group = {room: "mathematics" for room in ORDER[2] | ORDER[3]}
+    group = dict.fromkeys(ORDER[2] | ORDER[3], "mathematics")
     found = {(group.get(a, a), group.get(b, b)) for a, b in found}
     found = {(a, b) for a, b in found if a != b}
     assert rooms
