@@ -1,30 +1,54 @@
 """`equipoise plan`: what a configuration means in batches and in memory, calculated before anything is started."""
 
-import argparse
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import yaml
 from rich.console import Console
 from rich.table import Table
 
-from equipoise.errors import InputError
+from equipoise.errors import InputError, require
 from equipoise.models import memory
 from equipoise.models.architectures import ParameterCount, Shape, architecture, parameter_count
 from equipoise.models.memory import Sharding, Term
-from equipoise.settings.presets import with_preset
-from equipoise.settings.reading import build
+from equipoise.settings.presets import merged, with_preset
 from equipoise.settings.run import RunSettings
 from equipoise.trl.config import EquipoiseConfig
+from equipoise.trl.keys import build, checked_keys, read_config
 
 GIB = 2**30
 RESERVE = 0.1
 """Part of a GPU that is left to what is not calculated."""
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """Calculate what a run needs: parameters, optimizer state, activations, what the statistics head keeps, KV cache,
+    each with its formula, summed for one GPU; and what the batch settings mean on so many GPUs. Every key of a run is
+    also a flag (equipoise train --help lists them). Nothing is loaded but the shape of the model (its config.json, or
+    recipes/architectures).
+    """
+
+    config: Path | None = field(default=None, metadata={"help": "YAML file of keys, as `equipoise train` takes it."})
+    accelerate: Path | None = field(default=None, metadata={"help": "Accelerate configuration: processes, sharding."})
+    processes: int | None = field(default=None, metadata={"help": "GPUs; unset: those of --accelerate, else 1."})
+    sharding: Literal["none", "fsdp2", "zero2", "zero3"] | None = field(
+        default=None, metadata={"help": "Unset: as in --accelerate."}
+    )
+    gpu_memory: float = field(default=80.0, metadata={"help": "GiB of one GPU."})
+    prompt_tokens: int = field(default=512, metadata={"help": "Longest prompt."})
+    architecture: Path | None = field(default=None, metadata={"help": "config.json, where the model is not at hand."})
+    json: bool = field(default=False, metadata={"help": "Print JSON, every term with its bytes and formula."})
+
+    def __post_init__(self) -> None:
+        for name in ("processes", "gpu_memory", "prompt_tokens"):
+            value = getattr(self, name)
+            require(f"--{name}", value, "> 0", value is None or value > 0)
 
 
 @dataclass(frozen=True)
@@ -94,20 +118,16 @@ class Plan:
         return asdict(self) | {"fits": self.fits, "reserve": RESERVE}
 
 
-def plan(values: dict[str, Any], options: argparse.Namespace) -> Plan:
+def plan(values: dict[str, Any], options: PlanOptions) -> Plan:
     """The plan of a run.
 
     Args:
         values: checked keys of a run; `output_dir` may be missing.
-        options: `accelerate`, `processes`, `sharding`, `gpu_memory` (GiB), `prompt_tokens`, `architecture`.
+        options: of the machine.
 
     Raises:
         InputError: settings that a run would be refused for, or a model whose shape is not known.
     """
-    for name in ("processes", "gpu_memory", "prompt_tokens"):
-        value = getattr(options, name)
-        if value is not None and not value > 0:
-            raise InputError(f"--{name} must be > 0, got {value}")
     values = with_preset({"output_dir": "runs/plan"} | values)
     with _unheard_warnings():
         settings, config = build(values)
@@ -169,7 +189,7 @@ def _unheard_warnings() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _sharding(options: argparse.Namespace) -> Sharding:
+def _sharding(options: PlanOptions) -> Sharding:
     kind, processes = "none", 1
     if options.accelerate is not None:
         kind, processes = accelerate_sharding(options.accelerate)
@@ -362,9 +382,18 @@ def _gib(num_bytes: int) -> str:
     return f"{num_bytes / GIB:.2f}"
 
 
-def run_plan(values: dict[str, Any], options: argparse.Namespace) -> None:
-    """Make the plan and print it, as tables or as JSON."""
-    made = plan(values, options)
+def run_plan(options: PlanOptions, keys: Mapping[str, Any]) -> None:
+    """Make the plan of a configuration and print it, as tables or as JSON.
+
+    Args:
+        options: of the machine, and the configuration file.
+        keys: unchecked keys of the run, which override those of the file.
+
+    Raises:
+        InputError: keys that are not known or of another type, or as `plan`.
+    """
+    flags = checked_keys(keys, "flag --")
+    made = plan(merged({} if options.config is None else read_config(options.config), flags), options)
     if options.json:
         print(json.dumps(made.as_dict(), indent=2))
     else:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -29,16 +30,26 @@ RECIPES = {"GRPO": "ladder_stale_grpo.yaml", "equipoise": "ladder_stale_equipois
 PICTURE, REPORT = "comparison.png", "report.html"
 
 
-def quickstart(folder: Path, *, seed: int) -> None:
-    """Everything once, in `folder`: base/, GRPO/, equipoise/, comparison.png, report.html.
+@dataclass(frozen=True)
+class QuickstartOptions:
+    """From nothing to a reinforced model, and a picture of what happened, on a laptop, in minutes. Interrupt it at any
+    time: the same command goes on.
+    """
 
-    Args:
-        folder: new, or of a quick start with the same seed, which is continued.
-        seed: of the warm start and of both runs.
+    output: Path = field(
+        default=Path("runs/quickstart"),
+        metadata={"help": "New folder, or one of a quick start with the same seed, which is continued."},
+    )
+    seed: int = field(default=0, metadata={"help": "Of the warm start and of both runs."})
+
+
+def quickstart(options: QuickstartOptions) -> None:
+    """Everything once, in the output folder: base/, GRPO/, equipoise/, comparison.png, report.html.
 
     Raises:
         InputError: a folder of another seed, or a run that failed (with its last line).
     """
+    folder, seed = options.output, options.seed
     _check_seed(folder, seed)
     base = folder / "base"
     if not base.exists():

@@ -17,7 +17,6 @@ import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
-from transformers.utils.logging import disable_progress_bar
 
 from equipoise.errors import InputError
 from equipoise.models.architectures import architecture
@@ -107,7 +106,6 @@ def tiny_model(values: dict[str, Any], folder: Path) -> tuple[str, dict[str, Any
     original = architecture(values["model"])
     tokenizer = _tokenizer(values)
     config = tiny_config(original, tokenizer)
-    disable_progress_bar()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(values.get("seed") or 0)
         model: Any = AutoModelForCausalLM.from_config(config)

@@ -37,7 +37,7 @@ import equipoise
 from equipoise.errors import InputError
 from equipoise.models.evaluation import evaluate_policy
 from equipoise.models.loading import check_prompts, fit_threads, load_model, load_task, load_tokenizer
-from equipoise.settings.reading import build, checked_keys, read_yaml
+from equipoise.settings.reading import read_yaml
 from equipoise.settings.run import RunSettings
 from equipoise.tasks import RewardFunction, Task
 from equipoise.tasks.environments import EpisodeReward
@@ -45,6 +45,7 @@ from equipoise.trl import checkpoints
 from equipoise.trl.callbacks import HeldOutEvaluation, MetricsRecorder, ProgressBar
 from equipoise.trl.config import EquipoiseConfig
 from equipoise.trl.episodes import evaluate_episodes
+from equipoise.trl.keys import build, read_config
 from equipoise.trl.trainer import EquipoiseTrainer
 
 logger = logging.getLogger("equipoise")
@@ -154,7 +155,7 @@ def run_settings(folder: Path) -> dict[str, Any]:
     """
     if not (folder / CONFIG_FILE).is_file():
         raise InputError(f"{folder} is no run folder: it has no {CONFIG_FILE}")
-    return checked_keys(read_yaml(folder / CONFIG_FILE), f"config {folder / CONFIG_FILE}: ")
+    return read_config(folder / CONFIG_FILE)
 
 
 def trained_model(folder: Path) -> Path:
