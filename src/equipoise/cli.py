@@ -192,9 +192,9 @@ def _refuse(words: list[str], event: Any) -> None:
     if isinstance(event, _errors.InstantiationFailure) and event.argument is None:
         raise InputError(str(event.message))  # by the options themselves
     if isinstance(event, (_errors.InvalidChoice, _errors.BadValue, _errors.InstantiationFailure)):
-        name = event.argument.display_name().split("/")[-1]
-        kind = type_in_words(event.argument.field.type_stripped)
-        raise InputError(f"flag {name} must be {kind}, got {_values(words, event.argument.lowered.name_or_flags)}")
+        argument: Any = event.argument
+        name, kind = argument.display_name().split("/")[-1], type_in_words(argument.field.type_stripped)
+        raise InputError(f"flag {name} must be {kind}, got {_values(words, argument.lowered.name_or_flags)}")
 
 
 def _values(words: list[str], names: Collection[str]) -> str:

@@ -1,7 +1,9 @@
 """The options that name data: a task, or a data set with its reward."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
+
+from tyro.conf import arg
 
 Tasks = TypeVar("Tasks", str, tuple[str, ...])
 
@@ -10,7 +12,10 @@ Tasks = TypeVar("Tasks", str, tuple[str, ...])
 class DataOptions(Generic[Tasks]):
     """What to take prompts and answers from; by default the data of the run."""
 
-    task: Tasks | None = field(default=None, metadata={"help": "By name: ladder, reasoning_gym:NAME, aime_2024, …"})
+    task: Annotated[Tasks | None, arg(metavar="TASK")] = field(
+        default=None,
+        metadata={"help": "By name: ladder, reasoning_gym:NAME, aime_2024, … (`evaluate` takes several)."},
+    )
     prompt_template: str | None = field(
         default=None, metadata={"help": "boxed, answer_tags or text with {prompt} in it."}
     )

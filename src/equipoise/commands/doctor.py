@@ -73,7 +73,7 @@ class DoctorOptions:
     learning_rate: float | None = dataclasses.field(
         default=None, metadata={"help": "Of the probe; unset: that of the run, else 1e-5."}
     )
-    data: DataOptions[str] = dataclasses.field(default_factory=DataOptions)
+    data: DataOptions[str] = dataclasses.field(default_factory=DataOptions[str])
 
 
 def doctor(options: DoctorOptions) -> int:

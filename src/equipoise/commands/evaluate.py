@@ -42,7 +42,7 @@ class SamplingOptions:
 
     prompts: int | None = field(default=None, metadata={"help": "Only the first so many; unset: all."})
     samples: int = field(default=16, metadata={"help": "Per prompt."})
-    k: tuple[int, ...] = field(default=(1, 8), metadata={"help": "Of pass@k."})
+    k: Annotated[tuple[int, ...], arg(metavar="INT …")] = field(default=(1, 8), metadata={"help": "Of pass@k."})
     temperature: float = field(default=1.0, metadata={"help": "Of the samples."})
     max_new_tokens: int | None = field(default=None, metadata={"help": "Unset: those of the task or run, else 512."})
     batch_size: int = field(default=256, metadata={"help": "Sequences at a time."})
@@ -67,7 +67,7 @@ class EvaluateOptions:
     models: Annotated[Positional[tuple[str, ...]], arg(metavar="MODEL_OR_RUN …", help_behavior_hint="")] = field(
         metadata={"help": "Run folders, model folders or hub ids."}
     )
-    output: tuple[Path, ...] | None = field(
+    output: Annotated[tuple[Path, ...] | None, arg(metavar="FILE …")] = field(
         default=None, metadata={"help": "Write the table to new files: .json, .csv, .md."}
     )
     samples_output: Path | None = field(
@@ -77,7 +77,7 @@ class EvaluateOptions:
             "evaluation goes on where it stopped."
         },
     )
-    data: DataOptions[tuple[str, ...]] = field(default_factory=DataOptions)
+    data: DataOptions[tuple[str, ...]] = field(default_factory=DataOptions[tuple[str, ...]])
     sampling: SamplingOptions = SamplingOptions()
 
     def __post_init__(self) -> None:

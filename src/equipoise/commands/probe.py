@@ -95,7 +95,7 @@ class ProbeOptions:
         metadata={"help": "Run folder, model folder or hub id."}
     )
     output: Path = field(default=Path("runs/probe"), metadata={"help": "New folder."})
-    data: DataOptions[str] = field(default_factory=DataOptions)
+    data: DataOptions[str] = field(default_factory=DataOptions[str])
     step: StepOptions = StepOptions()
     sampling: ProbeSampling = ProbeSampling()
 

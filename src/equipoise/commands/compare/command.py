@@ -33,7 +33,9 @@ class CompareOptions:
         default=None,
         metadata={"help": "The study's folder, which is continued; unset: runs/ and the name of the file."},
     )
-    seeds: tuple[int, ...] | None = field(default=None, metadata={"help": "In place of the file's."})
+    seeds: Annotated[tuple[int, ...] | None, arg(metavar="INT …")] = field(
+        default=None, metadata={"help": "In place of the file's."}
+    )
     jobs: int | None = field(
         default=None, metadata={"help": "Runs side by side; unset: one per core, or 1 with an accelerator."}
     )
