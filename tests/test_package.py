@@ -59,7 +59,7 @@ def test_import_loads_no_host(room):
 
 @pytest.mark.parametrize("name", equipoise.__all__)
 def test_every_public_name_exists_and_is_documented(name):
-    documentation = vars(equipoise)[name].__doc__
+    documentation = getattr(equipoise, name).__doc__
     assert documentation
     # A dataclass or named tuple without a docstring is given its signature as one.
     assert not documentation.startswith(f"{name}(")

@@ -3,7 +3,8 @@
 import pytest
 
 from equipoise.errors import InputError
-from equipoise.settings.reading import _converted, build, checked_keys, read_flags, read_yaml
+from equipoise.settings.reading import converted, read_flags, read_yaml
+from equipoise.trl.keys import build, checked_keys
 
 
 def test_flags_override_and_aliases_of_trl_are_known(tmp_path):
@@ -33,8 +34,8 @@ def test_one_value_is_a_list_of_one():
 
 @pytest.mark.parametrize(("value", "kind"), [("5", int | str), (5, str | int), (5, float | int), ("a", int | str)])
 def test_of_several_types_the_exact_one_is_kept(value, kind):
-    converted = _converted(value, kind)
-    assert (converted, type(converted)) == (value, type(value))
+    kept = converted(value, kind)
+    assert (kept, type(kept)) == (value, type(value))
 
 
 def test_no_is_a_word(tmp_path):
