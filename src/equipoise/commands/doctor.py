@@ -37,7 +37,8 @@ from equipoise.diagnostics.doctor import (
     not_checked,
     print_findings,
 )
-from equipoise.diagnostics.runs import METRICS_FILE, read_run
+from equipoise.diagnostics.run_files import METRICS_FILE
+from equipoise.diagnostics.runs import read_run
 from equipoise.errors import InputError
 from equipoise.models.loading import fit_threads, load_model, load_task, load_tokenizer
 from equipoise.settings.reading import build, checked_keys, read_yaml

@@ -11,6 +11,7 @@ from equipoise.commands.evaluate import print_table
 from equipoise.commands.side_by_side import Job, train_or_continue, work
 from equipoise.diagnostics.figure import comparison_figure
 from equipoise.diagnostics.report import write_report
+from equipoise.diagnostics.run_files import CONFIG_FILE, is_finished
 from equipoise.diagnostics.runs import read_run
 from equipoise.errors import InputError
 from equipoise.models.architectures import recipe_folder
@@ -55,7 +56,7 @@ def quickstart(folder: Path, *, seed: int) -> None:
 
 def _check_seed(folder: Path, seed: int) -> None:
     for name in RECIPES:
-        if not (folder / name / run.CONFIG_FILE).exists():
+        if not (folder / name / CONFIG_FILE).exists():
             continue
         made_with = run.run_settings(folder / name).get("seed")
         if made_with != seed:
@@ -69,7 +70,7 @@ def _train_side_by_side(folder: Path, base: Path, seed: int) -> None:
     jobs = [
         Job(name, folder / name, _train, (recipe_folder() / recipe, base, seed), _num_updates(recipe))
         for name, recipe in RECIPES.items()
-        if not (folder / name / run.MODEL_FOLDER).is_dir()
+        if not is_finished(folder / name)
     ]
     failures = work(jobs, len(RECIPES), ENVIRONMENT)
     for name, line in failures.items():

@@ -16,7 +16,7 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
-from equipoise.diagnostics.runs import METRICS_FILE
+from equipoise.diagnostics.run_files import METRICS_FILE
 from equipoise.errors import InputError
 from equipoise.progress import progress_bar
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from equipoise.diagnostics.runs import EVALUATION_FILE, METRICS_FILE
+from equipoise.diagnostics.run_files import EVALUATION_FILE, METRICS_FILE
 from equipoise.files import write_at_once, writing
 from equipoise.progress import progress_bar
 

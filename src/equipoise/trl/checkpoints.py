@@ -9,12 +9,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers.trainer_utils import rotate_checkpoints
 
+from equipoise.diagnostics.run_files import MARKER_FILE, checkpoint_folders
 from equipoise.errors import InputError
 from equipoise.files import write_at_once
 
-MARKER = "equipoise.json"
 FORMAT = 1
 
 
@@ -22,14 +22,9 @@ class CheckpointError(InputError):
     """A checkpoint could not be written or read; the message names the folder, the cause and what is still usable."""
 
 
-def checkpoint_folder(run_folder: str | Path, step: int) -> Path:
-    """Where the checkpoint of an update lies."""
-    return Path(run_folder) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
-
-
 def is_complete(folder: Path) -> bool:
     """Whether the checkpoint was written to its end."""
-    return (folder / MARKER).is_file()
+    return (folder / MARKER_FILE).is_file()
 
 
 def sharding_of(folder: Path) -> str | None:
@@ -39,21 +34,15 @@ def sharding_of(folder: Path) -> str | None:
     return "DeepSpeed" if any(folder.glob("global_step*")) else None
 
 
-def _checkpoints(run_folder: str | Path) -> list[Path]:
-    prefix = f"{PREFIX_CHECKPOINT_DIR}-"
-    found = [f for f in Path(run_folder).glob(prefix + "*") if f.is_dir() and f.name[len(prefix) :].isdecimal()]
-    return sorted(found, key=lambda folder: int(folder.name[len(prefix) :]))
-
-
 def latest_checkpoint(run_folder: str | Path) -> Path | None:
     """The newest complete checkpoint of a run, or None."""
-    complete = [folder for folder in _checkpoints(run_folder) if is_complete(folder)]
+    complete = [folder for folder in checkpoint_folders(run_folder) if is_complete(folder)]
     return complete[-1] if complete else None
 
 
 def discard_incomplete(run_folder: str | Path) -> list[Path]:
     """Remove checkpoints whose writing was interrupted; returns them."""
-    incomplete = [folder for folder in _checkpoints(run_folder) if not is_complete(folder)]
+    incomplete = [folder for folder in checkpoint_folders(run_folder) if not is_complete(folder)]
     for folder in incomplete:
         shutil.rmtree(folder)
     return incomplete
@@ -61,7 +50,7 @@ def discard_incomplete(run_folder: str | Path) -> list[Path]:
 
 def write_marker(folder: Path, state: dict[str, Any]) -> None:
     """Mark a checkpoint complete, with the state that is the same on every rank. Atomic."""
-    write_at_once(folder / MARKER, json.dumps({"format": FORMAT, **state}, indent=2))
+    write_at_once(folder / MARKER_FILE, json.dumps({"format": FORMAT, **state}, indent=2))
 
 
 def read_marker(folder: Path) -> dict[str, Any]:
@@ -72,11 +61,13 @@ def read_marker(folder: Path) -> dict[str, Any]:
     """
     if not is_complete(folder):
         raise CheckpointError(
-            f"{folder} has no {MARKER}: its writing was interrupted, or it is no checkpoint of equipoise"
+            f"{folder} has no {MARKER_FILE}: its writing was interrupted, or it is no checkpoint of equipoise"
         )
-    state = json.loads((folder / MARKER).read_text())
+    state = json.loads((folder / MARKER_FILE).read_text())
     if state.pop("format") > FORMAT:
-        raise CheckpointError(f"{folder / MARKER} is of a newer format than this version of equipoise reads ({FORMAT})")
+        raise CheckpointError(
+            f"{folder / MARKER_FILE} is of a newer format than this version of equipoise reads ({FORMAT})"
+        )
     return state
 
 

@@ -1,14 +1,6 @@
-"""One run, from settings to a run folder. Reads top to bottom in the order in which things happen.
+"""One run, from settings to a run folder (`equipoise.diagnostics.run_files` says what is in it).
 
-RUN/config.yaml       the keys that were given: `equipoise train --config RUN/config.yaml` repeats the run
-RUN/resolved.yaml     every setting in force
-RUN/environment.json  versions, machine, command, seed
-RUN/metrics.jsonl     one line per update
-RUN/evaluation.jsonl  one line per evaluation on held-out data
-RUN/failed_episodes.jsonl  episodes that an environment spoiled, with the cause; only where there are any
-RUN/tokens/           token records, with record_tokens
-RUN/checkpoint-N/     to resume from
-RUN/model/            the trained model, once the run is complete
+Reads top to bottom in the order in which things happen.
 """
 
 # pyright: reportOptionalMemberAccess=false, reportArgumentType=false, reportOptionalOperand=false
@@ -34,6 +26,15 @@ from transformers import PrinterCallback, ProgressCallback
 from trl.trainer.grpo_config import GRPOConfig
 
 import equipoise
+from equipoise.diagnostics.run_files import (
+    CONFIG_FILE,
+    ENVIRONMENT_FILE,
+    FAILED_EPISODES_FILE,
+    METRICS_FILE,
+    MODEL_FOLDER,
+    RESOLVED_FILE,
+    is_finished,
+)
 from equipoise.errors import InputError
 from equipoise.files import PART, put, write_at_once
 from equipoise.models.evaluation import evaluate_policy
@@ -49,9 +50,6 @@ from equipoise.trl.episodes import evaluate_episodes
 from equipoise.trl.trainer import EquipoiseTrainer
 
 logger = logging.getLogger("equipoise")
-
-CONFIG_FILE, RESOLVED_FILE, ENVIRONMENT_FILE, MODEL_FOLDER = "config.yaml", "resolved.yaml", "environment.json", "model"
-FAILED_EPISODES_FILE = "failed_episodes.jsonl"
 
 # What may differ when a run is resumed: how it is watched and stored, and how long it goes on. Anything else would make
 # it another run.
@@ -82,7 +80,7 @@ def train(values: dict[str, Any], *, extra_rewards: Sequence[RewardFunction] = (
         trainer.accelerator.wait_for_everyone()
         trainer.train()
     except BaseException:
-        if created and checkpoints.latest_checkpoint(folder) is None and not (folder / "metrics.jsonl").exists():
+        if created and checkpoints.latest_checkpoint(folder) is None and not (folder / METRICS_FILE).exists():
             shutil.rmtree(folder, ignore_errors=True)
         raise
     _finish(trainer, folder)
@@ -160,7 +158,7 @@ def run_settings(folder: Path) -> dict[str, Any]:
 
 def trained_model(folder: Path) -> Path:
     """The model of a run folder: the final one, or that of its newest complete checkpoint."""
-    if (folder / MODEL_FOLDER).is_dir():
+    if is_finished(folder):
         return folder / MODEL_FOLDER
     latest = checkpoints.latest_checkpoint(folder)
     if latest is None:

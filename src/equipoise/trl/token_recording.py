@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from equipoise.clipping import clipped_high, clipped_low
-from equipoise.diagnostics.records import RECORDS_FOLDER, TokenRecorder, drop_after
+from equipoise.diagnostics.records import TokenRecorder, drop_after
+from equipoise.diagnostics.run_files import RECORDS_FOLDER
 from equipoise.steering import MicroBatch, Steered
 from equipoise.trl.config import EquipoiseConfig
 from equipoise.types import ClipBounds

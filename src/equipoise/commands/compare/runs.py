@@ -13,6 +13,7 @@ import yaml
 
 from equipoise.commands.compare.study import Study, StudyRun
 from equipoise.commands.side_by_side import Job, train_or_continue, work
+from equipoise.diagnostics import run_files
 from equipoise.errors import InputError
 from equipoise.files import write_at_once
 from equipoise.trl import checkpoints
@@ -60,7 +61,7 @@ def is_finished(run: StudyRun, output: Path) -> bool:
         InputError: it is there with other settings.
     """
     folder = run.folder(output)
-    if not (folder / "model").is_dir():
+    if not run_files.is_finished(folder):
         return False
     _check_settings(run, folder, "is finished")
     return True
@@ -122,5 +123,6 @@ def _warm_start(folder: Path, task: str, seed: int, steps: int | None) -> None:
 def _train(folder: Path, values: dict[str, Any], settings: dict[str, Any]) -> None:
     text = yaml.safe_dump(settings, sort_keys=False)
     train_or_continue(folder, values, begin=lambda: write_at_once(_settings_file(folder), text))
-    for checkpoint in folder.glob("checkpoint-*"):  # a finished run needs none, and a study has hundreds of runs
+    # A finished run needs no checkpoint, and a study has hundreds of runs.
+    for checkpoint in run_files.checkpoint_folders(folder):
         shutil.rmtree(checkpoint)
