@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from trainer_setup import character_tokenizer
 
 from equipoise.cli import main
-from equipoise.tasks import ladder_tokenizer
+from equipoise.models.warm_starts import ladder_tokenizer
 from equipoise.trl import EquipoiseTrainer, checkpoints
 
 
@@ -103,6 +103,24 @@ def test_other_file_formats(workplace, suffix):
     assert main(arguments(**keys)) == 0
 
 
+@pytest.mark.parametrize("name", ["what?.jsonl", "2*3 + 4&5=x.jsonl", "C:\\data\\it's mine.jsonl", "a?b=c.jsonl"])
+def test_a_file_whose_name_has_signs_of_the_language_of_tasks(workplace, capsys, name):
+    rows = [json.loads(line) for line in Path("data.jsonl").read_text().splitlines()]
+    text = "".join(json.dumps({"question": row["prompt"], "answer": row["answer"]}) + "\n" for row in rows)
+    Path(name).write_text(text)
+    keys = {"max_steps": 1, "evaluate_every": 0, "eval_dataset": None, "reward": "exact"}
+    assert main(arguments(dataset=f"{name}?prompt_column=question", **keys)) == 0
+    quoted = name.replace("'", "''")
+    assert yaml.safe_load(Path("run/config.yaml").read_text())["task"] in (
+        f"data:'{quoted}'?prompt_column=question", f"data:{name}?prompt_column=question",
+    )  # fmt: skip
+    flags = ["--prompts", "2", "--samples", "1", "--k", "1", "--max_new_tokens", "2"]
+    assert main(["evaluate", "model", "--dataset", f"{name}?prompt_column=question", *flags]) == 0
+    assert main(["evaluate", "model", "--task", f"data:'{quoted}'?prompt_column=question", *flags]) == 0
+    assert main(["doctor", "model", "--dataset", f"{name}?prompt_column=question", "--json"]) in (0, 1)
+    capsys.readouterr()
+
+
 def test_chat_prompts(workplace):
     tokenizer = character_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
@@ -134,7 +152,10 @@ REFUSED = {
     "missing model": ({"model": "nowhere/"}, "model nowhere/ cannot be loaded"),
     "no model folder": ({"model": "."}, "model . is no model folder: it has no config.json"),
     "missing data": ({"dataset": "none.jsonl"}, "none.jsonl"),
-    "missing column": ({"prompt_column": "question"}, "question"),
+    "missing column": ({"dataset": "data.jsonl?prompt_column=question"}, "no column 'question' for the prompt"),
+    "key that is gone": ({"answer_column": "solution"}, "dataset: FILE?answer_column=solution"),
+    "data and a task": ({"task": "ladder"}, "give either task or dataset"),
+    "parameter of the data": ({"dataset": "data.jsonl?splitt=test"}, "has no parameter 'splitt'; did you mean split?"),
     "unknown flag": ({"clippin": "fixed"}, "flag --clippin is not known; did you mean clipping?"),
     "wrong type": ({"max_steps": "some"}, "flag --max_steps must be a whole number, got 'some'"),
     "bounds out of order": ({"bapo_low": "[0.9, 0.6]"}, "bapo_low must satisfy 0 < low[0] <= low[1] <= 1"),
@@ -270,9 +291,11 @@ def test_interrupted_before_the_first_update_nothing_is_left(workplace, monkeypa
     [
         (["nowhere", "--task", "ladder"], "model nowhere cannot be loaded"),
         (["model"], "model names no held-out data: give --task, or --dataset and --reward"),
+        (["model", "--task", "ladder", "--dataset", "data.jsonl"], "give either --task or --dataset"),
+        (["model", "--dataset", "data.jsonl", "--prompt_column", "question"], "dataset: FILE?prompt_column="),
         (["model", "--task", "chess"], "task 'chess' is not known"),
         (["model", "--task", "calculator"], "task calculator has episodes, which only a run evaluates"),
-        (["model", "--dataset", "data.jsonl"], "--dataset needs --reward"),
+        (["model", "--dataset", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
         (["model", "--task", "ladder", "--k", "32"], "--k must be from 1 to --samples=16"),
         (["model", "--task", "ladder", "--temperature", "0"], "--temperature must be > 0"),
         (["model", "model", "--task", "ladder"], "each model can be given once"),

@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from equipoise.cli import main
 from equipoise.commands import doctor_checks as checks
 from equipoise.models.behavior_logprobs import LogprobRecorder
-from equipoise.models.warm_starts.supervised import warm_start_ladder
+from equipoise.models.warm_starts import warm_start_ladder
 from equipoise.tasks import Task, checked, exact_reward, is_valid_ladder, ladder_task, math_reward
 from equipoise.tasks.ladder import shortest_ladder
 

@@ -14,9 +14,9 @@ from equipoise.cli import main
 from equipoise.commands import evaluate as comparison
 from equipoise.commands.evaluation_table import as_csv, as_markdown
 from equipoise.errors import InputError
-from equipoise.models import evaluation_batches
+from equipoise.models import resumable_evaluation
 from equipoise.models.evaluation import evaluate_policy
-from equipoise.models.evaluation_batches import SampleFile, evaluate_in_batches
+from equipoise.models.resumable_evaluation import SampleFile, evaluate_in_batches
 from equipoise.models.sampling import Completion, Sampler
 from equipoise.models.vllm_sampling import VllmSampler, vllm_engine
 from equipoise.tasks import math_reward
@@ -241,7 +241,7 @@ def test_a_second_call_goes_on_and_gives_the_same(workplace, monkeypatch, capsys
     def none_left(*args):
         raise AssertionError("everything was sampled before")
 
-    monkeypatch.setattr(evaluation_batches, "sample_records", none_left)
+    monkeypatch.setattr(resumable_evaluation, "sample_records", none_left)
     assert main([*COMMAND, "--samples_output", "samples", "--output", "b.json"]) == 0
     assert Path("a.json").read_text() == Path("b.json").read_text()
     assert main([*COMMAND, "--samples_output", "samples", "--seed", "1"]) == 2

@@ -9,7 +9,7 @@ import yaml
 
 from equipoise.cli import main
 from equipoise.commands import quickstart
-from equipoise.models.warm_starts.supervised import warm_start_ladder
+from equipoise.models.warm_starts import warm_start_ladder
 
 SMALL = {"max_steps": 4, "evaluate_every": 2, "evaluate_samples": 2, "evaluate_k": [1, 2], "save_steps": 1}
 SMALL |= {"per_device_train_batch_size": 16, "evaluate_prompts": 8}

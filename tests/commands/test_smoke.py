@@ -11,9 +11,9 @@ from transformers import AutoConfig, AutoTokenizer
 from equipoise.cli import main
 from equipoise.commands import smoke
 from equipoise.models.architectures import architecture, recipe_folder
-from equipoise.settings import reading as settings
 from equipoise.tasks import known_tasks
 from equipoise.tasks.math_data import MATH_DATA
+from equipoise.trl import keys as settings
 
 PAPERS = recipe_folder() / "papers"
 RECIPES = [path.stem for path in sorted(PAPERS.glob("*.yaml"))]
@@ -49,7 +49,7 @@ def lines(folder, name="metrics.jsonl"):
 def keys_of(recipe):
     from equipoise.settings.presets import with_preset
 
-    return with_preset(settings.checked_keys(settings.read_yaml(PAPERS / f"{recipe}.yaml"), ""))
+    return with_preset(settings.read_config(PAPERS / f"{recipe}.yaml"))
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -141,7 +141,7 @@ def test_without_an_output_folder_nothing_is_left_here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TMPDIR", str(tmp_path / "elsewhere"))
     monkeypatch.setattr(smoke.tempfile, "mkdtemp", lambda prefix: str(tmp_path / "elsewhere" / prefix))
-    monkeypatch.setattr(smoke.run, "train", lambda values, extra_rewards: Path(values["output_dir"]))
+    monkeypatch.setattr(smoke.run, "train", lambda values, **_: Path(values["output_dir"]))
     folder = smoke.smoke(keys_of("octothinker_3b"))
     assert folder == tmp_path / "elsewhere" / "equipoise-smoke-" / "run"
     assert {p.name for p in tmp_path.iterdir()} == {"elsewhere"}
@@ -164,13 +164,16 @@ def test_files_have_the_form_of_the_data_sets(name, tmp_path):
 def test_mixtures_and_own_data(tmp_path):
     keys = smoke.data_keys({"task": "0.7*dapo_math_17k?limit=5 + 0.3*data:mine.jsonl?answer_column=solution"}, tmp_path)
     first, second = settings.checked_keys(keys, "")["task"].split(" + ")
-    assert first == f"0.7*dapo_math_17k?path={tmp_path / 'dapo_math_17k.jsonl'}"
-    assert second == f"0.3*data:{tmp_path / 'mine.jsonl'}?answer_column=solution"
-    assert "solution" in json.loads((tmp_path / "mine.jsonl").read_text().splitlines()[0])
-    own = smoke.data_keys({"dataset": "mine.csv", "prompt_column": "question", "eval_dataset": "other.csv"}, tmp_path)
-    row = json.loads(Path(own["dataset"]).read_text().splitlines()[0])
+    assert first == f"0.7*dapo_math_17k?path={tmp_path / 'task' / 'dapo_math_17k.jsonl'}"
+    assert second == f"0.3*data:{tmp_path / 'task' / 'mine.jsonl'}?answer_column=solution"
+    assert "solution" in json.loads((tmp_path / "task" / "mine.jsonl").read_text().splitlines()[0])
+    same = {"dataset": "here/mine.csv?prompt_column=question", "eval_dataset": "there/mine.csv"}
+    own = smoke.data_keys(settings.checked_keys(same, ""), tmp_path)
+    path = own["task"].removeprefix("data:").removesuffix("?prompt_column=question")
+    row = json.loads(Path(path).read_text().splitlines()[0])
     assert row == {"question": smoke.PROBLEMS[0][0], "answer": smoke.PROBLEMS[0][1]}
-    assert len(Path(own["eval_dataset"]).read_text().splitlines()) == len(smoke.HELD_OUT)
+    held_out = own["eval_task"].removeprefix("data:")
+    assert len(Path(held_out).read_text().splitlines()) == len(smoke.HELD_OUT)
 
 
 def test_replay_keeps_a_stored_group():

@@ -87,7 +87,7 @@ def test_names_become_folders():
             {"base": BASE | {"warm_start_steps": 3}},
             "warm_start_steps must be a whole number >= 1",
         ),
-        ({"base": {"dataset": "d"}, "warm_start": True}, "GRPO: warm_start needs a task"),
+        ({"base": {"max_steps": 1}, "warm_start": True}, "GRPO: warm_start needs a task"),
         ({"base": {"task": "ladder"}}, "model is required"),
     ],
 )
@@ -110,7 +110,7 @@ TINY = {
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A study with one method that works and one that diverges, from a model made once."""
-    from equipoise.models.warm_starts.supervised import warm_start_ladder
+    from equipoise.models.warm_starts import warm_start_ladder
 
     folder = tmp_path_factory.mktemp("study")
     model = warm_start_ladder(folder / "model", steps=2, batch_size=4, progress=False)
@@ -163,16 +163,16 @@ def test_a_report_starts_nothing(finished, capsys, monkeypatch):
 
 
 def test_an_interrupted_run_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
-    from equipoise.trl import checkpoints, run
+    from equipoise.trl import run
 
     called = []
     monkeypatch.setattr(run, "train", lambda values: called.append("train"))
     monkeypatch.setattr(run, "resume", lambda folder, changes: called.append("resume"))
     (tmp_path / "run").mkdir()
-    monkeypatch.setattr(checkpoints, "latest_checkpoint", lambda folder: tmp_path)
+    monkeypatch.setattr(study_runs, "latest_checkpoint", lambda folder: tmp_path)
     study_runs._train(tmp_path / "run", {}, {})
     assert called == ["resume"]
-    monkeypatch.setattr(checkpoints, "latest_checkpoint", lambda folder: None)
+    monkeypatch.setattr(study_runs, "latest_checkpoint", lambda folder: None)
     monkeypatch.setattr(run, "train", lambda values: (called.append("train"), (tmp_path / "run").mkdir()))
     study_runs._train(tmp_path / "run", {}, {})
     assert called == ["resume", "train"], "without a checkpoint from the beginning, in an empty folder"
@@ -182,7 +182,7 @@ def test_an_interrupted_run_goes_on_only_with_its_own_settings(tmp_path, monkeyp
     run = StudyRun("", "GRPO", 0, {"learning_rate": 1.0}, 300)
     folder = run.folder(tmp_path)
     folder.mkdir(parents=True)
-    monkeypatch.setattr(study_runs.checkpoints, "latest_checkpoint", lambda folder: folder)
+    monkeypatch.setattr(study_runs, "latest_checkpoint", lambda folder: folder)
     study_runs._settings_file(folder).write_text(yaml.safe_dump({"learning_rate": 1.0, "warm_start_steps": 300}))
     study_runs._check_interrupted(run, tmp_path)
     for other in (StudyRun("", "GRPO", 0, {"learning_rate": 2.0}, 300), StudyRun("", "GRPO", 0, run.keys, 600)):

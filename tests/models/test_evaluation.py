@@ -14,7 +14,8 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 from equipoise.diagnostics.estimators import bootstrap_interval, distinct_at_k
 from equipoise.errors import InputError
 from equipoise.models.evaluation import evaluate_policy
-from equipoise.tasks import ladder_reward, ladder_task, ladder_tokenizer
+from equipoise.models.warm_starts import ladder_tokenizer
+from equipoise.tasks import ladder_reward, ladder_task
 
 
 def small_model(tokenizer, seed=0, **settings):

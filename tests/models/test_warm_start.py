@@ -8,9 +8,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from equipoise.errors import InputError
 from equipoise.models.evaluation import evaluate_policy
-from equipoise.models.warm_starts import supervised as warm_start
-from equipoise.models.warm_starts.supervised import warm_start_ladder
-from equipoise.tasks import ladder_task, ladder_tokenizer
+from equipoise.models.warm_starts import ladder as warm_start
+from equipoise.models.warm_starts import ladder_tokenizer, warm_start_ladder
+from equipoise.tasks import ladder_task
 
 TINY = {"steps": 3, "batch_size": 8, "progress": False}
 

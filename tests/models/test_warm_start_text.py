@@ -6,7 +6,7 @@ from datasets import Dataset
 
 from equipoise.errors import InputError
 from equipoise.models.loading import load_model, load_tokenizer
-from equipoise.models.warm_starts.by_task import warm_start
+from equipoise.models.warm_starts import warm_start
 from equipoise.models.warm_starts.text import EOS, warm_start_text
 from equipoise.tasks import Task
 

@@ -5,8 +5,9 @@ from datasets import Dataset
 from trainer_setup import config
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from equipoise.tasks.environments import EpisodeLimits, calculator_tokenizer, guarded
-from equipoise.tasks.environments.calculator import EOS_TOKEN, Calculator, CalculatorReward
+from equipoise.models.warm_starts.calculator import EOS_TOKEN, calculator_tokenizer
+from equipoise.tasks.environments import EpisodeLimits, guarded
+from equipoise.tasks.environments.calculator import Calculator, CalculatorReward
 from equipoise.trl import EquipoiseTrainer
 
 LIMITS = EpisodeLimits(max_steps=4, step_seconds=5)

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from equipoise.diagnostics.run_files import checkpoint_folder
+from equipoise.diagnostics.run_folder import checkpoint_folder, latest_checkpoint
 from equipoise.trl import checkpoints
 from equipoise.trl.checkpoints import CheckpointError
 
@@ -23,8 +23,8 @@ def test_the_latest_is_the_one_of_the_highest_update_that_is_complete(tmp_path):
     make(tmp_path, 11, complete=False)
     (tmp_path / "checkpoint-best").mkdir()
     (tmp_path / "checkpoint-12").touch()
-    assert checkpoints.latest_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
-    assert checkpoints.latest_checkpoint(tmp_path / "none") is None
+    assert latest_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    assert latest_checkpoint(tmp_path / "none") is None
 
 
 def test_only_incomplete_checkpoints_are_discarded(tmp_path):

@@ -10,7 +10,8 @@ from episode_setup import Scripted, episode_trainer, model, sums
 from resume_setup import TIMINGS
 
 from equipoise.errors import InputError
-from equipoise.tasks.environments import EpisodeLimits, EpisodeReward, EpisodesFailedError, calculator_tokenizer
+from equipoise.models.warm_starts import calculator_tokenizer
+from equipoise.tasks.environments import EpisodeLimits, EpisodeReward, EpisodesFailedError
 from equipoise.tasks.environments.calculator import Calculator, CalculatorReward
 from equipoise.trl import run
 from equipoise.trl.episodes import Transcript, evaluate_episodes
@@ -274,7 +275,7 @@ def keys(tmp_path, monkeypatch):
     rows = [{"prompt": f"{n} =", "answer": "1", "secret": "lost" if n == 3 else "1"} for n in range(8)]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {
-        "model": str(tmp_path / "base"), "dataset": str(tmp_path / "prompts.jsonl"), "chat": True, "max_steps": 4,
+        "model": str(tmp_path / "base"), "task": f"data:{tmp_path / 'prompts.jsonl'}", "chat": True, "max_steps": 4,
         "environment_steps": 2, "output_dir": str(tmp_path / "run"), "per_device_train_batch_size": 8,
         "num_generations": 4, "max_completion_length": 16, "use_cpu": True, "disable_tqdm": True,
         "save_strategy": "no",
@@ -315,20 +316,20 @@ def test_a_run_whose_environment_is_broken_stops(keys, tmp_path):
         ({"environment_steps": 0}, "an episode needs max_steps >= 1 and step_seconds > 0"),
         ({"environment_seconds": -1.0}, "an episode needs max_steps >= 1 and step_seconds > 0"),
         ({"max_failed_fraction": 0.0}, r"max_failed_fraction must be in \(0, 1\], got 0"),
-        ({"reward": "exact"}, "environment needs a dataset of prompts and brings its own reward"),
+        ({"reward": "exact"}, "environment needs a data set of prompts .* and brings its own reward"),
         (
-            {"environment": None, "dataset": None, "task": "calculator", "eval_task": "ladder", "chat": False},
+            {"environment": None, "task": "calculator", "eval_task": "ladder", "chat": False},
             "task calculator has episodes and held-out prompts of its own: leave eval_task out",
         ),
         (
-            {"environment": None, "dataset": None, "task": "ladder", "eval_task": "calculator", "chat": False},
+            {"environment": None, "task": "ladder", "eval_task": "calculator", "chat": False},
             "task calculator has episodes and held-out prompts of its own: leave eval_task out",
         ),
         (
-            {"environment": None, "dataset": None, "task": "calculator", "eval_dataset": "prompts.jsonl"},
-            "task calculator has episodes and held-out prompts of its own: leave eval_dataset out",
+            {"environment": None, "task": "calculator", "eval_task": "data:prompts.jsonl"},
+            "task calculator has episodes and held-out prompts of its own: leave eval_task out",
         ),
-        ({"dataset": None, "task": "ladder"}, "environment needs a dataset of prompts and brings its own reward"),
+        ({"task": "ladder"}, "environment needs a data set of prompts .* and brings its own reward"),
     ],
 )
 def test_environments_that_cannot_be_used_leave_nothing_behind(keys, tmp_path, change, message):

@@ -16,11 +16,11 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
-from equipoise.diagnostics.run_files import METRICS_FILE
+from equipoise.diagnostics.run_folder import METRICS_FILE, latest_checkpoint
 from equipoise.errors import InputError
 from equipoise.progress import progress_bar
 
-PRELOADED = ["equipoise.trl.run", "equipoise.models.warm_starts.by_task"]
+PRELOADED = ["equipoise.trl.run", "equipoise.models.warm_starts"]
 POLL_SECONDS = 0.2
 
 
@@ -96,9 +96,9 @@ def train_or_continue(folder: Path, values: dict[str, Any], begin: Callable[[], 
         values: checked keys.
         begin: called before a run begins, in place of what may be left of another.
     """
-    from equipoise.trl import checkpoints, run
+    from equipoise.trl import run
 
-    if checkpoints.latest_checkpoint(folder) is not None:
+    if latest_checkpoint(folder) is not None:
         run.resume(folder, {})
         return
     shutil.rmtree(folder, ignore_errors=True)

@@ -6,33 +6,25 @@ solves nothing, so a second reward, the share of letters, is added (all advantag
 entropy to hold is set above a random model's.
 """
 
-import copy
 import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from tokenizers import Tokenizer, decoders, pre_tokenizers
-from tokenizers.models import BPE
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
-from transformers.utils.logging import disable_progress_bar
-
+from equipoise.commands.threads import fit_threads
 from equipoise.errors import InputError
-from equipoise.models.architectures import architecture
+from equipoise.models.tiny import tiny_model
 from equipoise.settings.presets import with_preset
-from equipoise.tasks import ladder_tokenizer
-from equipoise.tasks.environments import calculator_tokenizer
 from equipoise.tasks.math_data import MATH_DATA, MathData
 from equipoise.tasks.task import completion_text
-from equipoise.tasks.terms import Term, parsed_terms
+from equipoise.tasks.terms import Term, parsed_terms, written
 from equipoise.trl import run
 
 MODEL_FOLDER, RUN_FOLDER = "base", "run"
 GENERATIONS, PER_DEVICE, MAX_ACCUMULATED, MAX_UPDATES_PER_ROLLOUT = 4, 4, 2, 8
 RANDOM_REFERENCE = 8.0  # nats, above what a random model over bytes has, so that the controller has something to do
-COMPLETION_TOKENS, EPISODE_TOKENS, MAX_MODEL_LENGTH = 24, 40, 2048
+COMPLETION_TOKENS, EPISODE_TOKENS = 24, 40
 
 PROBLEMS = (
     ("What is 7 + 5?", "12"), ("What is 9 times 6?", "54"), ("What is 81 divided by 9?", "9"),
@@ -60,7 +52,8 @@ def smoke(values: dict[str, Any]) -> Path:
         raise InputError("model is required: a model folder or a hub id (--model)")
     folder = _folder(values.get("output_dir"))
     print("Smoke run: the same configuration, tiny, on a CPU. Cut:")
-    model, cut = tiny_model(values, folder / MODEL_FOLDER)
+    cut = cut_keys(values)
+    model = tiny_model(values["model"], values.get("task"), folder / MODEL_FOLDER, seed=values.get("seed") or 0)
     print(f"  model: {values['model']} -> {model}")
     for key, value in cut.items():
         print(f"  {key}: {_shown(values.get(key))} -> {_shown(value)}")
@@ -71,14 +64,16 @@ def smoke(values: dict[str, Any]) -> Path:
     kept = {key: value for key, value in values.items() if key not in LEFT_OUT}
     keys = kept | data_keys(values, folder) | cut
     keys |= {"model": str(folder / MODEL_FOLDER), "output_dir": str(folder / RUN_FOLDER)}
-    return run.train({k: v for k, v in keys.items() if v is not None}, extra_rewards=[letter_share])
+    return run.train(
+        {k: v for k, v in keys.items() if v is not None}, extra_rewards=[letter_share], on_model=fit_threads
+    )
 
 
 LEFT_OUT = (
     "use_vllm", "vllm_mode", "vllm_gpu_memory_utilization", "vllm_enable_sleep_mode", "vllm_max_model_length",
     "vllm_tensor_parallel_size", "vllm_importance_sampling_correction", "vllm_server_base_url", "vllm_server_host",
     "vllm_server_port", "model_init_kwargs", "deepspeed", "fsdp", "fsdp_config", "generation_batch_size", "report_to",
-    "use_liger_kernel", "torch_compile", "fp16", "dataset_split", "asymmetry_map_every",
+    "use_liger_kernel", "torch_compile", "fp16", "asymmetry_map_every",
 )  # fmt: skip
 """Keys of machines: a CPU has no use for them."""
 
@@ -100,93 +95,6 @@ def _folder(given: Any) -> Path:
 
 def _shown(value: Any) -> str:
     return "unset" if value is None else str(value)
-
-
-def tiny_model(values: dict[str, Any], folder: Path) -> tuple[str, dict[str, Any]]:
-    """A random model of the same architecture with its tokenizer, in a folder; its description, and the keys cut."""
-    original = architecture(values["model"])
-    tokenizer = _tokenizer(values)
-    config = tiny_config(original, tokenizer)
-    disable_progress_bar()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(values.get("seed") or 0)
-        model: Any = AutoModelForCausalLM.from_config(config)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    described = (
-        f"{config.model_type}, {config.num_hidden_layers} layers of {original.num_hidden_layers}, hidden "
-        f"{config.hidden_size} of {original.hidden_size}, heads {config.num_attention_heads} / "
-        f"{config.num_key_value_heads}, random, {sum(p.numel() for p in model.parameters()):,} parameters"
-    )
-    return described, cut_keys(values)
-
-
-def tiny_config(original: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
-    """A configuration of the same type with two narrow layers, as many query heads per key-value head, equally tied.
-
-    Args:
-        original: transformers configuration of the model.
-        tokenizer: whose vocabulary the tiny model has.
-    """
-    heads = original.num_attention_heads
-    kv_heads = getattr(original, "num_key_value_heads", None) or heads
-    few = (heads // kv_heads, 1) if kv_heads < heads else (2, 2)
-    head_dim = 8
-    values = copy.deepcopy(original.to_dict())
-    values |= {
-        "num_attention_heads": few[0],
-        "num_key_value_heads": few[1],
-        "hidden_size": few[0] * head_dim,
-        "intermediate_size": 2 * few[0] * head_dim,
-        "num_hidden_layers": 2,
-        "max_position_embeddings": min(original.max_position_embeddings, MAX_MODEL_LENGTH),
-        "vocab_size": len(tokenizer),
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": None,
-        "dtype": "float32",
-        "initializer_range": 0.1,
-    }
-    if getattr(original, "head_dim", None):
-        values["head_dim"] = head_dim
-    if values.get("layer_types"):
-        values["layer_types"] = values["layer_types"][:2]
-    if "max_window_layers" in values:
-        values["max_window_layers"] = 2
-    return AutoConfig.for_model(values.pop("model_type"), **values)
-
-
-CHAT_TEMPLATE = """\
-{%- for message in messages -%}<|im_start|>{{ message.role }}
-{{ message.content }}<|im_end|>
-{% endfor -%}{%- if add_generation_prompt -%}<|im_start|>assistant
-{% endif -%}"""
-
-
-def _tokenizer(values: dict[str, Any]) -> PreTrainedTokenizerBase:
-    """The task's own tokenizer where it has one, else one token per byte, with a chat template where prompts are chats.
-
-    One token per byte with the alphabet of byte-level BPE: transformers builds the tokenizer of a Qwen2 folder in that
-    form whatever the folder says.
-    """
-    names = [term.name for term in parsed_terms(values["task"], "task")] if values.get("task") else []
-    if "calculator" in names:
-        return calculator_tokenizer()
-    if "ladder" in names:
-        return ladder_tokenizer()
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(BPE({token: number for number, token in enumerate(alphabet + special)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        additional_special_tokens=["<|im_start|>"],
-        padding_side="left",
-        chat_template=CHAT_TEMPLATE,
-    )
 
 
 def cut_keys(values: dict[str, Any]) -> dict[str, Any]:
@@ -236,7 +144,8 @@ def cut_keys(values: dict[str, Any]) -> dict[str, Any]:
         cut["papo_warmup_updates"] = 1
         if values.get("papo_signal", "reference") == "reference":
             cut["papo_reference_entropy"] = RANDOM_REFERENCE
-    if values.get("dataset") and not (values.get("eval_dataset") or values.get("eval_task")):
+    terms = parsed_terms(values["task"], "task") if values.get("task") else []
+    if all(term.name in MATH_DATA or term.name.startswith("data:") for term in terms) and not values.get("eval_task"):
         cut["evaluate_every"] = 0  # nothing is held out
     if values.get("use_peft"):
         cut |= {"lora_r": 4}
@@ -255,14 +164,8 @@ def data_keys(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     keys: dict[str, Any] = {}
     for name, problems in (("task", PROBLEMS), ("eval_task", HELD_OUT)):
         if values.get(name):
-            terms = [_with_file(term, problems, folder) for term in parsed_terms(values[name], name)]
-            keys[name] = " + ".join(map(_written, terms))
-    columns = values.get("prompt_column") or "prompt", values.get("answer_column") or "answer"
-    for name, problems in (("dataset", PROBLEMS), ("eval_dataset", HELD_OUT)):
-        if values.get(name):
-            path = folder / f"{name}.jsonl"
-            _write(path, problems, MathData("", "train", *columns))
-            keys[name] = str(path)
+            terms = [_with_file(term, problems, folder / name) for term in parsed_terms(values[name], name)]
+            keys[name] = " + ".join(map(written, terms))
     return keys
 
 
@@ -282,12 +185,6 @@ def _with_file(term: Term, problems: tuple, folder: Path) -> Term:
         _write(path, problems, known)
         return Term(term.weight, f"data:{path}", kept)
     return term
-
-
-def _written(term: Term) -> str:
-    parameters = "&".join(f"{key}={value}" for key, value in term.parameters.items())
-    weight = "" if term.weight == 1 else f"{term.weight:g}*"
-    return f"{weight}{term.name}" + (f"?{parameters}" if parameters else "")
 
 
 def _write(path: Path, problems: tuple, known: MathData) -> None:

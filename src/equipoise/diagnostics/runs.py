@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from equipoise.diagnostics.metric_names import translated
-from equipoise.diagnostics.run_files import EVALUATION_FILE, METRICS_FILE
+from equipoise.diagnostics.run_folder import EVALUATION_FILE, METRICS_FILE
 from equipoise.errors import InputError
 
 

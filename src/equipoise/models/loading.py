@@ -1,8 +1,5 @@
-"""Models, tokenizers and tasks from what the settings name; every failure is one line that says what to change."""
+"""Models and tokenizers by folder or hub id, and prompts as their tokens; every failure is one line."""
 
-import logging
-import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +8,8 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from equipoise.errors import InputError
-from equipoise.settings.run import RunSettings
-from equipoise.tasks import (
-    Task,
-    check_answers,
-    load_examples,
-    named_task,
-    reward_function,
-    templated,
-    verifier_function,
-    with_held_out,
-    without_held_out,
-)
+from equipoise.settings.run import AdapterSettings
 from equipoise.tasks.datasets import one_line, shortened
-from equipoise.tasks.environments import EpisodeLimits, EpisodeReward, guarded
-from equipoise.tasks.rewards import imported
-
-logger = logging.getLogger("equipoise")
-
-SMALL_MODEL = 20_000_000
-"""Parameters below which a second thread costs more than it brings."""
 
 
 def load_model(name: str, *, on_cpu: bool, trust_remote_code: bool = False, **init_kwargs: Any) -> PreTrainedModel:
@@ -57,6 +36,25 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
     return tokenizer
 
 
+def lora_config(settings: AdapterSettings) -> Any:
+    """The adapter that `use_peft` trains, as peft's configuration.
+
+    Raises:
+        InputError: peft is not installed.
+    """
+    try:
+        from peft import LoraConfig
+    except ImportError as error:
+        raise InputError("use_peft needs the package peft: pip install 'equipoise[peft]'") from error
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=settings.lora_r,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
+        target_modules=settings.lora_target_modules,
+    )
+
+
 def _loaded(auto_class: Any, name: str, **kwargs: Any) -> Any:
     if Path(name).exists() and not (Path(name) / "config.json").exists() and not _is_adapter(name):
         raise InputError(f"model {name} is no model folder: it has no config.json")
@@ -69,76 +67,6 @@ def _loaded(auto_class: Any, name: str, **kwargs: Any) -> Any:
 
 def _is_adapter(name: str) -> bool:
     return (Path(name) / "adapter_config.json").exists()
-
-
-def load_task(settings: RunSettings) -> Task:
-    """The task of a run: named ones, or the user's data with a reward; answers are checked before training.
-
-    Prompts that are held out are not trained on: where training has them too, they are removed from it and counted.
-
-    Raises:
-        InputError: as `named_task`, `load_examples`, `reward_function` and `check_answers`.
-    """
-    task = _user_task(settings) if settings.task is None else _named(settings, settings.task)
-    if settings.eval_task is not None:
-        task = with_held_out(task, _named(settings, settings.eval_task, evaluation=True))
-    return task if settings.prompt_template is None else templated(task, settings.prompt_template)
-
-
-def _named(settings: RunSettings, name: str, *, evaluation: bool = False) -> Task:
-    """A task by name; the reward of the run shapes its training, evaluations have the task's own verifier."""
-    task = named_task(name, reward=None if evaluation else settings.reward, chat=settings.chat)
-    if settings.eval_dataset is None or evaluation:
-        return task
-    if task.environment_factory is not None:
-        raise InputError(f"task {task.name} has episodes and held-out prompts of its own: leave eval_dataset out")
-    held_out = _examples(settings, settings.eval_dataset, settings.reward or "math")
-    return replace(task, train=without_held_out(task.train, held_out, task.name), held_out=held_out)
-
-
-def _user_task(settings: RunSettings) -> Task:
-    assert settings.dataset is not None
-    if settings.environment is not None:
-        return _environment_task(settings, settings.dataset, settings.environment)
-    assert settings.reward is not None
-    reward = reward_function(settings.reward)
-    train = _examples(settings, settings.dataset, settings.reward)
-    held_out = None
-    if settings.eval_dataset is not None:
-        held_out = _examples(settings, settings.eval_dataset, settings.reward)
-        train = without_held_out(train, held_out, settings.dataset)
-    name = Path(settings.dataset).stem
-    return Task(name, train, held_out, reward, None, verifier=verifier_function(settings.reward))
-
-
-def _environment_task(settings: RunSettings, source: str, name: str) -> Task:
-    """Episodes of the user's environment; its rows get every column of the data."""
-    try:
-        limits = EpisodeLimits(settings.environment_steps, settings.environment_seconds)
-    except ValueError as error:
-        raise InputError(str(error)) from error
-    factory = guarded(imported(name, "environment"), limits)
-    train = _examples(settings, source, "exact")
-    if isinstance(train["prompt"][0], str):
-        raise InputError(f"{source}: environment {name} needs chat messages as prompts: set chat (--chat)")
-    held_out = None
-    if settings.eval_dataset is not None:
-        held_out = _examples(settings, settings.eval_dataset, "exact")
-        train = without_held_out(train, held_out, source)
-    reward = EpisodeReward(settings.max_failed_fraction)
-    return Task(Path(source).stem, train, held_out, reward, None, environment_factory=factory)
-
-
-def _examples(settings: RunSettings, source: str, reward: str) -> Dataset:
-    examples = load_examples(
-        source,
-        prompt_column=settings.prompt_column,
-        answer_column=settings.answer_column,
-        split=settings.dataset_split,
-        chat=settings.chat,
-    )
-    check_answers(reward, examples, source)
-    return examples
 
 
 def encoded_prompt(tokenizer: Any, prompt: str | list, row: int) -> list[int]:
@@ -165,10 +93,3 @@ def check_prompts(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, model: s
             encoded_prompt(tokenizer, prompt, row)
         except InputError as error:
             raise InputError(f"model {model}, {error}") from error
-
-
-def fit_threads(model: PreTrainedModel, *, on_cpu: bool) -> None:
-    """One thread for a small model on a CPU, unless OMP_NUM_THREADS says otherwise."""
-    if on_cpu and "OMP_NUM_THREADS" not in os.environ and model.num_parameters() < SMALL_MODEL:
-        torch.set_num_threads(1)
-        logger.warning("Small model on a CPU: using one thread (set OMP_NUM_THREADS to choose another number).")

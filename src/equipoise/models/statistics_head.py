@@ -58,10 +58,7 @@ def add_statistics_head(model: PreTrainedModel, *, temperature: float) -> None:
             "an adapter on the LM head is not in its weight, which log-probs and entropies are formed from: leave the "
             "head out of lora_target_modules"
         )
-    original_forward = model.forward
-    text_config = model.config.get_text_config()
-    softcap = getattr(text_config, "final_logit_softcapping", None)
-    factor = _logit_factor(text_config)
+    original_forward, head = model.forward, _StatisticsHead(model.config.get_text_config(), temperature)
 
     # `generate` validates its keyword arguments against the signature, so the class's own is kept.
     @functools.wraps(type(model).forward)
@@ -69,39 +66,54 @@ def add_statistics_head(model: PreTrainedModel, *, temperature: float) -> None:
         if not fused_lm_head:
             return original_forward(*args, **kwargs, **({} if labels is None else {"labels": labels}))
         assert labels is not None, "the statistics head needs labels"
-        if getattr(text_config, "output_router_logits", False):
+        return head.forward(self, args, kwargs, labels)
+
+    model.forward = types.MethodType(forward, model)
+
+
+class _StatisticsHead:
+    """What the forward pass of a model with the statistics head does.
+
+    Args:
+        text_config: of the model.
+        temperature: divides the logits.
+    """
+
+    def __init__(self, text_config: Any, temperature: float):
+        self.text_config, self.temperature = text_config, temperature
+        self.softcap = getattr(text_config, "final_logit_softcapping", None)
+        self.factor = _logit_factor(text_config)
+
+    def forward(self, model: Any, args: tuple, kwargs: dict[str, Any], labels: Tensor) -> StatisticsOutput:
+        """The backbone's hidden states of the scored positions, and the statistics of their labels."""
+        if getattr(self.text_config, "output_router_logits", False):
             kwargs.setdefault("output_router_logits", True)
-        backbone = self.base_model(*args, **kwargs, use_cache=False)
+        backbone = model.base_model(*args, **kwargs, use_cache=False)
         hidden, labels = backbone.last_hidden_state[:, :-1], labels[:, 1:]
-        head, origin = self.get_output_embeddings(), labels.device
+        head, origin = model.get_output_embeddings(), labels.device
         if head.weight.is_meta:
             raise ValueError("the LM head is offloaded: the statistics head needs its weight on a device")
         hidden, labels = hidden.to(head.weight.device), labels.to(head.weight.device)
         scored = labels != -100
-
-        def of_rows(rows: Tensor) -> tuple[Tensor, ...]:
-            weight, bias = _present(head)
-            rows = (rows if factor == 1 else rows * factor).to(_type_of_products(rows))
-            # Sums want float32 logits; under autocast the product would be rounded to bf16 first.
-            with torch.autocast(rows.device.type, enabled=False):
-                return linear_token_statistics(
-                    rows,
-                    weight,
-                    labels[scored],
-                    bias=None if bias is None else bias * factor,
-                    temperature=temperature,
-                    softcap=softcap,
-                )
-
+        of_rows = functools.partial(self._statistics, head, labels[scored])
         statistics = _in_the_place_of_forward(head, of_rows, hidden[scored])
         # Scattering keeps the graph connected when no label is scored: every rank then still has a backward pass.
         logprob, entropy, tendency, correction = (
             x.new_zeros(scored.shape).masked_scatter(scored, x).to(origin) for x in statistics
         )
-        aux_loss = _load_balancing_loss(backbone, text_config, kwargs) if kwargs.get("output_router_logits") else None
+        asked = kwargs.get("output_router_logits")
+        aux_loss = _load_balancing_loss(backbone, self.text_config, kwargs) if asked else None
         return StatisticsOutput(logprob, entropy, tendency, correction, aux_loss)
 
-    model.forward = types.MethodType(forward, model)
+    def _statistics(self, head: Any, targets: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
+        weight, bias = _present(head)
+        rows = (rows if self.factor == 1 else rows * self.factor).to(_type_of_products(rows))
+        bias = None if bias is None else bias * self.factor
+        # Sums want float32 logits; under autocast the product would be rounded to bf16 first.
+        with torch.autocast(rows.device.type, enabled=False):
+            return linear_token_statistics(
+                rows, weight, targets, bias=bias, temperature=self.temperature, softcap=self.softcap
+            )
 
 
 def _logit_factor(text_config) -> float:

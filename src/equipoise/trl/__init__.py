@@ -1,4 +1,4 @@
-"""The trainer on TRL, and what belongs to a run: warm start, evaluation, checkpoints."""
+"""The adapter to TRL, the only room that imports it: configuration, trainer, checkpoints, rollouts, and whole runs."""
 
 from equipoise.trl.config import EquipoiseConfig
 from equipoise.trl.trainer import EquipoiseTrainer

@@ -8,13 +8,17 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from equipoise.diagnostics.run_files import EVALUATION_FILE, METRICS_FILE
+from equipoise.diagnostics.run_folder import EVALUATION_FILE, METRICS_FILE
 from equipoise.files import write_at_once, writing
 from equipoise.progress import progress_bar
 
 
 class JsonLines:
-    """An append-only file of JSON objects with an "update", each line complete on disk when `append` returns."""
+    """A file of JSON objects with an "update": a line is added whole, and a resumed run drops those it writes again.
+
+    A line is handed to the operating system when `append` returns, not forced onto the disk: a loss of power may cost
+    the last ones. What an interruption cut off is dropped with the lines that come after the checkpoint.
+    """
 
     def __init__(self, path: Path):
         self.path = path

@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers.trainer_utils import rotate_checkpoints
 
-from equipoise.diagnostics.run_files import MARKER_FILE, checkpoint_folders
+from equipoise.diagnostics.run_folder import CHECKPOINT_MARKER, checkpoint_folders, is_complete
 from equipoise.errors import InputError
 from equipoise.files import write_at_once
 
@@ -22,22 +22,11 @@ class CheckpointError(InputError):
     """A checkpoint could not be written or read; the message names the folder, the cause and what is still usable."""
 
 
-def is_complete(folder: Path) -> bool:
-    """Whether the checkpoint was written to its end."""
-    return (folder / MARKER_FILE).is_file()
-
-
 def sharding_of(folder: Path) -> str | None:
     """Who saved the model and the optimizer in parts, or in a form, that only it reads: "FSDP", "DeepSpeed" or None."""
     if any(folder.glob("pytorch_model_fsdp*")):
         return "FSDP"
     return "DeepSpeed" if any(folder.glob("global_step*")) else None
-
-
-def latest_checkpoint(run_folder: str | Path) -> Path | None:
-    """The newest complete checkpoint of a run, or None."""
-    complete = [folder for folder in checkpoint_folders(run_folder) if is_complete(folder)]
-    return complete[-1] if complete else None
 
 
 def discard_incomplete(run_folder: str | Path) -> list[Path]:
@@ -50,7 +39,7 @@ def discard_incomplete(run_folder: str | Path) -> list[Path]:
 
 def write_marker(folder: Path, state: dict[str, Any]) -> None:
     """Mark a checkpoint complete, with the state that is the same on every rank. Atomic."""
-    write_at_once(folder / MARKER_FILE, json.dumps({"format": FORMAT, **state}, indent=2))
+    write_at_once(folder / CHECKPOINT_MARKER, json.dumps({"format": FORMAT, **state}, indent=2))
 
 
 def read_marker(folder: Path) -> dict[str, Any]:
@@ -61,12 +50,12 @@ def read_marker(folder: Path) -> dict[str, Any]:
     """
     if not is_complete(folder):
         raise CheckpointError(
-            f"{folder} has no {MARKER_FILE}: its writing was interrupted, or it is no checkpoint of equipoise"
+            f"{folder} has no {CHECKPOINT_MARKER}: its writing was interrupted, or it is no checkpoint of equipoise"
         )
-    state = json.loads((folder / MARKER_FILE).read_text())
+    state = json.loads((folder / CHECKPOINT_MARKER).read_text())
     if state.pop("format") > FORMAT:
         raise CheckpointError(
-            f"{folder / MARKER_FILE} is of a newer format than this version of equipoise reads ({FORMAT})"
+            f"{folder / CHECKPOINT_MARKER} is of a newer format than this version of equipoise reads ({FORMAT})"
         )
     return state
 

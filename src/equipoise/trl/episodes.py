@@ -65,32 +65,35 @@ def evaluate_episodes(
         over prompts, "mean_reward" and "failed_fraction". Failed episodes count as neither right nor wrong.
     """
     samples = trainer.num_generations_eval
-    prompts_at_once = max(1, 256 // samples)
-    rates, rewards, failed, total = [], [], 0, 0
-    bar = progress_bar("evaluate", len(dataset), "prompt", shown=progress)
+    at_once = max(1, 256 // samples)
+    scores: list[list[float | None]] = []  # of every prompt
     try:
-        with bar, evaluation_mode(trainer.model), seeded(seed):
-            for begin in range(0, len(dataset), prompts_at_once):
-                rows = dataset.select(range(begin, min(begin + prompts_at_once, len(dataset)))).to_list()
+        with (
+            evaluation_mode(trainer.model),
+            seeded(seed),
+            progress_bar("evaluate", len(dataset), "prompt", shown=progress) as bar,
+        ):
+            for begin in range(0, len(dataset), at_once):
+                rows = dataset.select(range(begin, min(begin + at_once, len(dataset)))).to_list()
                 trainer._generate_and_score_completions([row for row in rows for _ in range(samples)])
-                for number in range(len(rows)):
-                    scores = reward.last_scores[number * samples : (number + 1) * samples]
-                    known = [score for score in scores if score is not None]
-                    failed, total = failed + len(scores) - len(known), total + len(scores)
-                    rewards += known
-                    if known:
-                        rates.append(sum(score >= correct_at for score in known) / len(known))
+                scores += [reward.last_scores[n * samples : (n + 1) * samples] for n in range(len(rows))]
                 bar.update(len(rows))
     finally:
         trainer._metrics["eval"].clear()
+    measured = {"num_prompts": len(dataset), "num_samples": samples, "temperature": trainer.temperature, "seed": seed}
+    return measured | _measures(scores, correct_at)
+
+
+def _measures(scores: list[list[float | None]], correct_at: float) -> dict[str, Any]:
+    """Of the scores of every prompt's episodes, None for a failed one."""
+    known = [[score for score in of_prompt if score is not None] for of_prompt in scores]
+    rates = [sum(score >= correct_at for score in of_prompt) / len(of_prompt) for of_prompt in known if of_prompt]
+    rewards = [score for of_prompt in known for score in of_prompt]
+    total = sum(map(len, scores))
     low, high = bootstrap_interval(rates) if rates else (math.nan, math.nan)
     mean = sum(rates) / len(rates) if rates else math.nan
     return {
-        "num_prompts": len(dataset),
-        "num_samples": samples,
-        "temperature": trainer.temperature,
-        "seed": seed,
         "pass_at": {"1": {"mean": mean, "low": low, "high": high}},
         "mean_reward": sum(rewards) / len(rewards) if rewards else math.nan,
-        "failed_fraction": failed / total if total else math.nan,
+        "failed_fraction": (total - len(rewards)) / total if total else math.nan,
     }

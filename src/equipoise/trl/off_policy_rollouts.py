@@ -7,6 +7,9 @@ TRL generates and scores as ever; nothing of it is copied. Around its call:
    (partial rollouts);
 3. `old_per_token_logps` becomes the log-prob of the policy that sampled the token, for every row; `policy_version`
    tells which policy that was; stored groups are appended.
+
+While TRL scores, it asks the trainer for completions and for log-probs; what it is answered is said by the `Scoring`
+that goes on, and `OffPolicyRollouts._scored` alone begins and ends one.
 """
 
 # pyright: reportOptionalMemberAccess=false, reportArgumentType=false
@@ -14,12 +17,13 @@ TRL generates and scores as ever; nothing of it is copied. Around its call:
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from equipoise.diagnostics.run_files import replay_file
+from equipoise.diagnostics.run_folder import replay_file
 from equipoise.errors import InputError
 from equipoise.models.behavior_logprobs import recorded_generation
 from equipoise.rollouts import Group, Origin, PartialRollouts, Prompt, ReplayBuffer
@@ -33,6 +37,24 @@ logger = logging.getLogger("equipoise")
 Batch = dict[str, Any]
 Rows = list[dict[str, Any]]
 PLAIN = (str, int, float, bool, type(None))
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """One call of TRL's `_generate_and_score_completions`.
+
+    Attributes:
+        finished: the groups whose completions TRL is given when it asks for samples; None: it samples.
+    """
+
+    finished: tuple[Prompt, ...] | None = None
+
+    def completions(self) -> tuple[list[list[int]], list[list[float]]] | None:
+        """Ids and behaviour log-probs of the finished completions, in the order of the rows; None where TRL samples."""
+        if self.finished is None:
+            return None
+        trajectories = [t for prompt in self.finished for t in prompt.trajectories]
+        return [list(t.completion_ids) for t in trajectories], [list(t.behavior_logprob) for t in trajectories]
 
 
 class OffPolicyRollouts:
@@ -56,8 +78,7 @@ class OffPolicyRollouts:
             group_size=args.num_generations,
         )
         self.metrics: dict[str, float] = {}
-        self._ready: list[Prompt] | None = None  # finished groups that TRL is being given
-        self._scoring = False
+        self.scoring: Scoring | None = None  # the call that goes on; of `_scored`
         if args.rollout_token_budget is not None:
             _check_partial(trainer)
         self.reset()
@@ -94,9 +115,8 @@ class OffPolicyRollouts:
         drawn = self._draw()
         fresh = inputs[: len(inputs) - len(drawn) * self.origin.group_size]
         try:
-            self._scoring = True
-            batch, prompts = (score(fresh), None) if self.partial is None else self._continued(fresh, score)
-            batch = self._with_behavior(batch, prompts)
+            finished = None if self.partial is None else self._finished(fresh)
+            batch = self._with_behavior(self._scored(fresh, finished, score), finished)
             return batch if self.buffer is None else self._replayed(batch, drawn)
         except InputError:
             raise
@@ -104,8 +124,16 @@ class OffPolicyRollouts:
             if "behaviour log-prob" not in str(error):
                 raise
             raise InputError(f"{self.setting}: {error}") from error
+
+    def _scored(self, rows: Rows, finished: list[Prompt] | None, score: Callable[[Rows], Batch]) -> Batch:
+        """TRL's batch of the rows; finished groups are scored with the rows they began with."""
+        if finished is not None:
+            rows = [dict(prompt.row) for prompt in finished for _ in prompt.trajectories]
+        self.scoring = Scoring(None if finished is None else tuple(finished))
+        try:
+            return score(rows)
         finally:
-            self._scoring = False
+            self.scoring = None
 
     @property
     def knows_logprobs(self) -> bool:
@@ -114,7 +142,7 @@ class OffPolicyRollouts:
         A forward pass over the batch is saved by telling it that there are none. With a KL term it is left alone: TRL
         asks for those of the reference in the same way.
         """
-        return self._scoring and self.trainer.beta == 0
+        return self.scoring is not None and self.trainer.beta == 0
 
     def _draw(self) -> list[Group]:
         """Stored groups for this batch: as many on every process, because TRL takes batches of one size."""
@@ -129,7 +157,7 @@ class OffPolicyRollouts:
             self.version,
         )
 
-    def _with_behavior(self, batch: Batch, prompts: list[Prompt] | None) -> Batch:
+    def _with_behavior(self, batch: Batch, finished: list[Prompt] | None) -> Batch:
         """TRL's batch with the log-probs and versions of the policies that sampled it."""
         behavior = batch.pop("sampling_per_token_logps", None)
         if behavior is None:
@@ -139,10 +167,10 @@ class OffPolicyRollouts:
             )
         mask = batch["completion_mask"].bool()
         width = mask.shape[1]
-        if prompts is None:
+        if finished is None:
             versions = torch.full(mask.shape, self.version, dtype=torch.int64, device=mask.device)
         else:
-            versions = version_rows(prompts, width).to(mask.device)
+            versions = version_rows(finished, width).to(mask.device)
         batch["old_per_token_logps"] = behavior
         batch["policy_version"] = versions.masked_fill(~mask, NO_VERSION)
         return batch
@@ -174,8 +202,8 @@ class OffPolicyRollouts:
 
     # ---- partial rollouts ---------------------------------------------------------------------------------------
 
-    def _continued(self, rows: Rows, score: Callable[[Rows], Batch]) -> tuple[Batch, list[Prompt]]:
-        """As many finished groups as `rows` holds, scored with the rows they began with.
+    def _finished(self, rows: Rows) -> list[Prompt]:
+        """As many finished groups as `rows` holds.
 
         The groups of `rows` begin now, but no more than make two batches in flight (which happens only where replay
         has made the batches smaller). While too few are finished, as many more begin as are missing, within the same
@@ -188,13 +216,9 @@ class OffPolicyRollouts:
         while (missing := needed - self.partial.num_finished) > 0:
             self._open(self._more_rows(min(missing, 2 * needed - len(self.partial))))
             rounds, tokens = rounds + 1, tokens + self.partial.advance(self._sample, self.version)
-        self._ready = self.partial.take(needed)
+        finished = self.partial.take(needed)
         self._measure(rollout_rounds=rounds, rollout_tokens=tokens, rollout_carried_over=len(self.partial))
-        try:
-            batch = score([dict(prompt.row) for prompt in self._ready for _ in prompt.trajectories])
-            return batch, self._ready
-        finally:
-            self._ready = None
+        return finished
 
     def _open(self, rows: Rows) -> None:
         if not rows:
@@ -240,9 +264,9 @@ class OffPolicyRollouts:
 
         vLLM gives the log-probs itself; with transformers they are recorded.
         """
-        if self._ready is not None:
-            trajectories = [t for prompt in self._ready for t in prompt.trajectories]
-            return [list(t.completion_ids) for t in trajectories], [list(t.behavior_logprob) for t in trajectories]
+        given = None if self.scoring is None else self.scoring.completions()
+        if given is not None:
+            return given
         if self.trainer.use_vllm:
             return single_turn(prompt_ids, *args, **kwargs)
         model = self.trainer.accelerator.unwrap_model(self.trainer.model_wrapped)

@@ -14,7 +14,7 @@ from accelerate.utils import send_to_device
 from safetensors import SafetensorError
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from equipoise.diagnostics.run_files import checkpoint_folder, rollout_file
+from equipoise.diagnostics.run_folder import checkpoint_folder, latest_checkpoint, rollout_file
 from equipoise.steering import Steering, Update
 from equipoise.trl import checkpoints
 from equipoise.trl.config import EquipoiseConfig
@@ -53,7 +53,7 @@ class ResumableTrainer(GRPOTrainer):
             CheckpointError: nothing complete to resume from, or a checkpoint that was sharded otherwise.
         """
         if resume_from_checkpoint is True:
-            latest = checkpoints.latest_checkpoint(self.args.output_dir)
+            latest = latest_checkpoint(self.args.output_dir)
             if latest is None:
                 raise checkpoints.CheckpointError(f"{self.args.output_dir} has no complete checkpoint to resume from")
             resume_from_checkpoint = str(latest)
@@ -125,7 +125,7 @@ class ResumableTrainer(GRPOTrainer):
         except (OSError, RuntimeError, SafetensorError) as error:
             if self.args.should_save:
                 checkpoints.discard_incomplete(folder.parent)
-            usable = checkpoints.latest_checkpoint(folder.parent)
+            usable = latest_checkpoint(folder.parent)
             raise checkpoints.CheckpointError(
                 f"checkpoint {folder} could not be written: {error}. "
                 + (f"The previous one, {usable}, is complete." if usable else "There is no earlier one.")

@@ -1,12 +1,10 @@
-"""One run, from settings to a run folder (`equipoise.diagnostics.run_files` says what is in it).
-
-Reads top to bottom in the order in which things happen.
-"""
+"""One run on TRL, from settings to a run folder. Reads top to bottom in the order in which things happen."""
 
 # pyright: reportOptionalMemberAccess=false, reportArgumentType=false, reportOptionalOperand=false
 # (transformers types what a trainer holds as optional, or as one of many kinds)
 
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import logging
@@ -14,39 +12,42 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 import yaml
 from datasets import Dataset
 from safetensors import SafetensorError
-from transformers import PrinterCallback, ProgressCallback
+from transformers import PreTrainedModel, PrinterCallback, ProgressCallback
 from trl.trainer.grpo_config import GRPOConfig
 
 import equipoise
-from equipoise.diagnostics.run_files import (
+from equipoise.diagnostics.run_folder import (
     CONFIG_FILE,
     ENVIRONMENT_FILE,
     FAILED_EPISODES_FILE,
     METRICS_FILE,
     MODEL_FOLDER,
     RESOLVED_FILE,
-    is_finished,
+    is_run_folder,
+    latest_checkpoint,
 )
 from equipoise.errors import InputError
 from equipoise.files import PART, put, write_at_once
 from equipoise.models.evaluation import evaluate_policy
-from equipoise.models.loading import check_prompts, fit_threads, load_model, load_task, load_tokenizer
-from equipoise.settings.reading import build, checked_keys, read_yaml
+from equipoise.models.loading import check_prompts, load_model, load_tokenizer, lora_config
+from equipoise.settings.reading import read_yaml
 from equipoise.settings.run import RunSettings
+from equipoise.settings.task_loading import load_task
 from equipoise.tasks import RewardFunction, Task
 from equipoise.tasks.environments import EpisodeReward
-from equipoise.trl import checkpoints
 from equipoise.trl.callbacks import HeldOutEvaluation, MetricsRecorder, ProgressBar
 from equipoise.trl.config import EquipoiseConfig
 from equipoise.trl.episodes import evaluate_episodes
+from equipoise.trl.keys import build, read_config
 from equipoise.trl.trainer import EquipoiseTrainer
 
 logger = logging.getLogger("equipoise")
@@ -59,12 +60,20 @@ RESUMABLE_CHANGES = {
 }  # fmt: skip
 
 
-def train(values: dict[str, Any], *, extra_rewards: Sequence[RewardFunction] = ()) -> Path:
+OnModel: TypeAlias = Callable[..., Any]
+"""`on_model(model, on_cpu=…)`: what a caller does with a loaded model before anything is computed with it."""
+
+
+def train(
+    values: dict[str, Any], *, extra_rewards: Sequence[RewardFunction] = (), on_model: OnModel | None = None
+) -> Path:
     """Train as the checked keys say, in a new run folder; returns the folder.
 
     Args:
         values: checked keys.
         extra_rewards: added to the reward of the task.
+        on_model: called once, with the loaded model and whether it computes on the CPU (keyword `on_cpu`), before
+            anything is computed; the command line fits the number of threads to the model.
 
     Raises:
         InputError: anything the user can mend; nothing is left behind unless training had begun.
@@ -73,14 +82,14 @@ def train(values: dict[str, Any], *, extra_rewards: Sequence[RewardFunction] = (
     folder = Path(str(config.output_dir))
     created = _new_folder(folder)
     try:
-        trainer = _prepare(settings, config, extra_rewards)
+        trainer = _prepare(settings, config, extra_rewards, on_model)
         trainer.accelerator.wait_for_everyone()  # no process may find the settings of another in the folder
         if trainer.accelerator.is_main_process:
             _write_settings(folder, values, config)
         trainer.accelerator.wait_for_everyone()
         trainer.train()
     except BaseException:
-        if created and checkpoints.latest_checkpoint(folder) is None and not (folder / METRICS_FILE).exists():
+        if created and latest_checkpoint(folder) is None and not (folder / METRICS_FILE).exists():
             shutil.rmtree(folder, ignore_errors=True)
         raise
     _finish(trainer, folder)
@@ -101,7 +110,7 @@ def _new_folder(folder: Path) -> bool:
     return created
 
 
-def resume(folder: Path, changes: dict[str, Any]) -> Path:
+def resume(folder: Path, changes: dict[str, Any], *, on_model: OnModel | None = None) -> Path:
     """Continue an interrupted run from its newest complete checkpoint, exactly as if it had not been interrupted.
 
     Keys of equipoise that were not given keep the defaults that the run began with.
@@ -109,6 +118,7 @@ def resume(folder: Path, changes: dict[str, Any]) -> Path:
     Args:
         folder: the run folder.
         changes: checked keys that differ from the run's own; only `RESUMABLE_CHANGES` may.
+        on_model: as in `train`.
 
     Raises:
         InputError: no run folder, nothing to resume from, or a change that would make it another run.
@@ -121,13 +131,13 @@ def resume(folder: Path, changes: dict[str, Any]) -> Path:
                 f"start one with another --output_dir"
             )
     values |= changes | {"output_dir": str(folder)}
-    if checkpoints.latest_checkpoint(folder) is None:
+    if latest_checkpoint(folder) is None:
         raise InputError(f"run folder {folder} has no complete checkpoint to resume from; remove it and start again")
     settings, config = build(values)
     former = _former_defaults(folder, values, config)
     if former:
         settings, config = build(values | former)
-    trainer = _prepare(settings, config)
+    trainer = _prepare(settings, config, (), on_model)
     trainer.train(resume_from_checkpoint=True)
     _finish(trainer, folder)
     return folder
@@ -151,81 +161,66 @@ def run_settings(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: when the folder is no run folder.
     """
-    if not (folder / CONFIG_FILE).is_file():
+    if not is_run_folder(folder):
         raise InputError(f"{folder} is no run folder: it has no {CONFIG_FILE}")
-    return checked_keys(read_yaml(folder / CONFIG_FILE), f"config {folder / CONFIG_FILE}: ")
-
-
-def trained_model(folder: Path) -> Path:
-    """The model of a run folder: the final one, or that of its newest complete checkpoint."""
-    if is_finished(folder):
-        return folder / MODEL_FOLDER
-    latest = checkpoints.latest_checkpoint(folder)
-    if latest is None:
-        raise InputError(f"run folder {folder} has no model yet: no complete checkpoint")
-    return latest
+    return read_config(folder / CONFIG_FILE)
 
 
 def _prepare(
-    settings: RunSettings, config: EquipoiseConfig, extra_rewards: Sequence[RewardFunction] = ()
+    settings: RunSettings, config: EquipoiseConfig, extra_rewards: Sequence[RewardFunction], on_model: OnModel | None
 ) -> EquipoiseTrainer:
     task = load_task(settings)
     _check_sizes(task.train, config, settings)
-    on_cpu = config.device.type == "cpu"
     tokenizer = load_tokenizer(settings.model, trust_remote_code=config.trust_remote_code)
     check_prompts(task.train, tokenizer, settings.model)
-    model = load_model(
-        settings.model,
-        on_cpu=on_cpu,
-        trust_remote_code=config.trust_remote_code,
-        **cast(dict, config.model_init_kwargs or {}),
-    )
-    config.model_init_kwargs = None  # used; TRL would warn that it cannot use them again
-    fit_threads(model, on_cpu=on_cpu)
-    if task.environment_factory is not None:
-        os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # the pinned version is the one that was tested
+    model = _model(settings, config)
+    if on_model is not None:
+        on_model(model, on_cpu=config.device.type == "cpu")
+    arguments = {
+        "model": model,
+        "reward_funcs": [task.reward, *extra_rewards] if extra_rewards else task.reward,
+        "args": config,
+        "train_dataset": task.train,
+        "processing_class": tokenizer,
+        "peft_config": lora_config(settings) if settings.use_peft else None,
+        "environment_factory": task.environment_factory,
+    }
     try:
-        trainer = EquipoiseTrainer(
-            model=model,
-            reward_funcs=[task.reward, *extra_rewards] if extra_rewards else task.reward,
-            args=config,
-            train_dataset=task.train,
-            processing_class=tokenizer,
-            peft_config=lora_config(settings) if settings.use_peft else None,
-            environment_factory=task.environment_factory,
-        )
+        with _environments_silenced():
+            trainer = EquipoiseTrainer(**arguments)
     except (ValueError, TypeError, ImportError, RuntimeError) as error:  # RuntimeError: a tracker is not installed
         raise InputError(" ".join(str(error).split())) from error
     _add_callbacks(trainer, settings, task)
     return trainer
 
 
+def _model(settings: RunSettings, config: EquipoiseConfig) -> PreTrainedModel:
+    on_cpu, given = config.device.type == "cpu", cast(dict, config.model_init_kwargs or {})
+    model = load_model(settings.model, on_cpu=on_cpu, trust_remote_code=config.trust_remote_code, **given)
+    config.model_init_kwargs = None  # used; TRL would warn that it cannot use them again
+    return model
+
+
+@contextmanager
+def _environments_silenced() -> Iterator[None]:
+    """Without TRL's warning that environments are experimental: the pinned version is the one that was tested."""
+    name = "TRL_EXPERIMENTAL_SILENCE"
+    before = os.environ.get(name)
+    os.environ.setdefault(name, "1")
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+
+
 def _check_sizes(train: Dataset, config: EquipoiseConfig, settings: RunSettings) -> None:
     needed = (config.generation_batch_size or 0) // (config.num_generations or 1)
     if len(train) < needed:
         raise InputError(
-            f"{settings.dataset or settings.task}: {len(train)} training prompts, but a rollout batch takes {needed} "
+            f"{settings.task}: {len(train)} training prompts, but a rollout batch takes {needed} "
             f"(generation_batch_size / num_generations = {config.generation_batch_size} / {config.num_generations})"
         )
-
-
-def lora_config(settings: RunSettings):
-    """The adapter that `use_peft` trains, as peft's configuration.
-
-    Raises:
-        InputError: peft is not installed.
-    """
-    try:
-        from peft import LoraConfig
-    except ImportError as error:
-        raise InputError("use_peft needs the package peft: pip install 'equipoise[peft]'") from error
-    return LoraConfig(
-        task_type="CAUSAL_LM",
-        r=settings.lora_r,
-        lora_alpha=settings.lora_alpha,
-        lora_dropout=settings.lora_dropout,
-        target_modules=settings.lora_target_modules,
-    )
 
 
 def _add_callbacks(trainer: EquipoiseTrainer, settings: RunSettings, task: Task) -> None:
@@ -238,36 +233,42 @@ def _add_callbacks(trainer: EquipoiseTrainer, settings: RunSettings, task: Task)
         trainer.add_callback(ProgressBar(folder.name))
     if isinstance(task.reward, EpisodeReward):
         task.reward.record = folder / FAILED_EPISODES_FILE
-    held_out = task.held_out
-    if held_out is None:
+    held_out = _held_out(trainer, settings, task)
+    if held_out is not None:
+        evaluate = functools.partial(_evaluate, trainer, settings, task, held_out)
+        wait = trainer.accelerator.wait_for_everyone
+        trainer.add_callback(HeldOutEvaluation(folder, evaluate, settings.evaluate_every, wait))
+
+
+def _held_out(trainer: EquipoiseTrainer, settings: RunSettings, task: Task) -> Dataset | None:
+    """The prompts that the run is evaluated on while it goes."""
+    if task.held_out is None:
         if settings.evaluate_every:
-            raise InputError("evaluate_every needs held-out data: give eval_dataset or eval_task")
-        return
+            raise InputError("evaluate_every needs held-out data: give eval_task or eval_dataset")
+        return None
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        logger.warning("Sharded model: evaluate after training with `equipoise evaluate %s`.", folder)
-        return
-    if settings.evaluate_prompts is not None:
-        held_out = held_out.select(range(min(settings.evaluate_prompts, len(held_out))))
+        logger.warning("Sharded model: evaluate after training with `equipoise evaluate %s`.", trainer.args.output_dir)
+        return None
+    most = len(task.held_out) if settings.evaluate_prompts is None else settings.evaluate_prompts
+    return task.held_out.select(range(min(most, len(task.held_out))))
 
-    def evaluate() -> dict[str, Any]:
-        if task.environment_factory is not None:
-            return evaluate_episodes(trainer, held_out, task.evaluation_reward, seed=config.seed)
-        return evaluate_policy(
-            trainer.accelerator.unwrap_model(trainer.model),
-            trainer.processing_class,
-            held_out,
-            task.evaluation_reward,
-            num_samples=settings.evaluate_samples,
-            ks=settings.evaluate_k,
-            temperature=config.temperature,
-            max_new_tokens=task.max_completion_length or config.max_completion_length,
-            seed=config.seed,
-            progress=not config.disable_tqdm,
-        ).as_dict()
 
-    trainer.add_callback(
-        HeldOutEvaluation(folder, evaluate, settings.evaluate_every, trainer.accelerator.wait_for_everyone)
-    )
+def _evaluate(trainer: EquipoiseTrainer, settings: RunSettings, task: Task, held_out: Dataset) -> dict[str, Any]:
+    config = trainer.args
+    if task.environment_factory is not None:
+        return evaluate_episodes(trainer, held_out, task.evaluation_reward, seed=config.seed)
+    return evaluate_policy(
+        trainer.accelerator.unwrap_model(trainer.model),
+        trainer.processing_class,
+        held_out,
+        task.evaluation_reward,
+        num_samples=settings.evaluate_samples,
+        ks=settings.evaluate_k,
+        temperature=config.temperature,
+        max_new_tokens=task.max_completion_length or config.max_completion_length,
+        seed=config.seed,
+        progress=not config.disable_tqdm,
+    ).as_dict()
 
 
 def _write_settings(folder: Path, values: dict[str, Any], config: EquipoiseConfig) -> None:

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from equipoise.clipping import clipped_high, clipped_low
 from equipoise.diagnostics.records import TokenRecorder, drop_after
-from equipoise.diagnostics.run_files import RECORDS_FOLDER
+from equipoise.diagnostics.run_folder import RECORDS_FOLDER
 from equipoise.steering import MicroBatch, Steered
 from equipoise.trl.config import EquipoiseConfig
 from equipoise.types import ClipBounds

@@ -1,4 +1,8 @@
-"""The pictures of a study: differences with their intervals, and every measure against the condition."""
+"""What a study found, in pictures.
+
+OUT/differences-BASELINE.png  paired differences to a baseline with their intervals
+OUT/conditions.png            every measure against the condition
+"""
 
 import textwrap
 from collections.abc import Sequence

@@ -1,9 +1,7 @@
-"""What a study found: a row per run, tables of paired differences, and figures.
+"""What a study found, in numbers: a row per run, and tables of means and paired differences.
 
-OUT/runs.csv          one row per run: final evaluation, entropy, gradient norms, ratio tails, bounds, error
-OUT/table.md          per condition and over all of them: means, and paired differences to the baselines
-OUT/differences.png   the same differences with their intervals
-OUT/conditions.png    every measure against the condition
+OUT/runs.csv  one row per run: final evaluation, entropy, gradient norms, ratio tails, bounds, error
+OUT/table.md  per condition and over all of them: means, and paired differences to the baselines
 """
 
 import csv

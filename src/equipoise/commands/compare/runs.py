@@ -13,10 +13,9 @@ import yaml
 
 from equipoise.commands.compare.study import Study, StudyRun
 from equipoise.commands.side_by_side import Job, train_or_continue, work
-from equipoise.diagnostics import run_files
+from equipoise.diagnostics.run_folder import MODEL_FOLDER, checkpoint_folders, latest_checkpoint
 from equipoise.errors import InputError
 from equipoise.files import write_at_once
-from equipoise.trl import checkpoints
 
 
 def carry_out(study: Study, output: Path, *, num_jobs: int) -> dict[StudyRun, str]:
@@ -61,7 +60,7 @@ def is_finished(run: StudyRun, output: Path) -> bool:
         InputError: it is there with other settings.
     """
     folder = run.folder(output)
-    if not run_files.is_finished(folder):
+    if not (folder / MODEL_FOLDER).is_dir():
         return False
     _check_settings(run, folder, "is finished")
     return True
@@ -70,7 +69,7 @@ def is_finished(run: StudyRun, output: Path) -> bool:
 def _check_interrupted(run: StudyRun, output: Path) -> None:
     """A run that was interrupted goes on with its own settings, so they must be the study's."""
     folder = run.folder(output)
-    if checkpoints.latest_checkpoint(folder) is not None:
+    if latest_checkpoint(folder) is not None:
         _check_settings(run, folder, "was begun")
 
 
@@ -115,7 +114,7 @@ def _arguments(run: StudyRun, study: Study, output: Path) -> tuple[dict[str, Any
 
 
 def _warm_start(folder: Path, task: str, seed: int, steps: int | None) -> None:
-    from equipoise.models.warm_starts.by_task import warm_start
+    from equipoise.models.warm_starts import warm_start
 
     warm_start(task, folder, seed=seed, steps=steps, progress=False)
 
@@ -123,6 +122,5 @@ def _warm_start(folder: Path, task: str, seed: int, steps: int | None) -> None:
 def _train(folder: Path, values: dict[str, Any], settings: dict[str, Any]) -> None:
     text = yaml.safe_dump(settings, sort_keys=False)
     train_or_continue(folder, values, begin=lambda: write_at_once(_settings_file(folder), text))
-    # A finished run needs no checkpoint, and a study has hundreds of runs.
-    for checkpoint in run_files.checkpoint_folders(folder):
+    for checkpoint in checkpoint_folders(folder):  # a finished run needs none, and a study has hundreds of runs
         shutil.rmtree(checkpoint)

@@ -21,7 +21,8 @@ from typing import Any
 
 from equipoise.errors import InputError
 from equipoise.settings.presets import merged
-from equipoise.settings.reading import build, checked_keys, read_yaml
+from equipoise.settings.reading import read_yaml
+from equipoise.trl.keys import build, checked_keys
 
 KEYS = ("title", "base", "warm_start", "seeds", "conditions", "methods", "only", "baselines")
 SET_PER_RUN = ("seed", "output_dir", "disable_tqdm")
@@ -184,9 +185,10 @@ def _run_keys(values: dict[str, Any], warm_start: bool, origin: str) -> tuple[di
     steps = values.pop("warm_start_steps", None)
     if steps is not None and (not warm_start or not isinstance(steps, int) or steps < 1):
         raise InputError(f"{origin}warm_start_steps must be a whole number >= 1 (with warm_start: true), got {steps!r}")
-    if warm_start and not values.get("task"):
+    keys = checked_keys(values, origin)
+    if warm_start and not keys.get("task"):
         raise InputError(f"{origin}warm_start needs a task")
-    return checked_keys(values, origin), steps
+    return keys, steps
 
 
 def _check(keys: dict[str, Any], *, needs_model: bool, origin: str) -> None:

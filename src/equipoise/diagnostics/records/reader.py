@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from equipoise.diagnostics.records.schema import COLUMNS, RecordsError, arrow_schema, check_version
-from equipoise.diagnostics.run_files import RECORDS_FOLDER
+from equipoise.diagnostics.run_folder import RECORDS_FOLDER
 
 
 @dataclass(frozen=True)

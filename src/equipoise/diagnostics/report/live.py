@@ -8,7 +8,7 @@ from typing import Any
 
 from equipoise.diagnostics.report.data import report_data
 from equipoise.diagnostics.report.page import embedded, page
-from equipoise.diagnostics.run_files import RECORDS_FOLDER
+from equipoise.diagnostics.run_folder import RECORDS_FOLDER
 from equipoise.errors import InputError
 
 HOST = "127.0.0.1"

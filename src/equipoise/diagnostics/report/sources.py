@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from equipoise.diagnostics.records import RecordFiles, record_files
-from equipoise.diagnostics.run_files import CONFIG_FILE, ENVIRONMENT_FILE, METRICS_FILE, RECORDS_FOLDER, RESOLVED_FILE
+from equipoise.diagnostics.run_folder import CONFIG_FILE, ENVIRONMENT_FILE, METRICS_FILE, RECORDS_FOLDER, RESOLVED_FILE
 from equipoise.diagnostics.runs import RunRecord, read_run
 from equipoise.errors import InputError
 
@@ -17,7 +17,7 @@ NOT_A_SETTING = frozenset(
 )
 """Keys in which seeds of the same settings may differ."""
 
-TASK_KEYS = ("task", "dataset", "eval_dataset", "reward")
+TASK_KEYS = ("task", "eval_task", "reward")
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,11 @@
-"""A small model for the number ladder, made on the spot: a Llama of 66,000 parameters, supervised on random walks.
-
-It knows the rules of the ladder and follows no goal: its walks are mostly legal, few end on the target. That is where
-reinforcement starts. Nothing is loaded from a network.
-"""
+"""What every warm start shares: a small Llama made on the spot, its supervised training, a folder that is whole."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor
 from transformers import (
     GenerationConfig,
     LlamaConfig,
@@ -25,50 +19,10 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging
 
 from equipoise.errors import InputError
-from equipoise.files import folder_at_once
-from equipoise.models.randomness import seeded
 from equipoise.progress import progress_bar
-from equipoise.tasks.ladder import ladder_tokenizer, random_walk_texts
 
 MAX_POSITIONS = 64
 IGNORED_LABEL = -100  # what the loss of transformers leaves out
-
-
-def warm_start_ladder(
-    folder: str | os.PathLike[str],
-    *,
-    seed: int = 0,
-    steps: int = 320,
-    batch_size: int = 256,
-    learning_rate: float = 5e-3,
-    progress: bool = True,
-) -> Path:
-    """The folder of a ladder model trained on fresh random walks: an ordinary Hugging Face model and tokenizer.
-
-    The model is written beside `folder` first and renamed at the end, so that an interruption leaves nothing behind
-    that looks finished. The state of every random generator is as before afterwards.
-
-    Args:
-        folder: to create; it may exist if it is empty.
-        seed: of weights and walks; the same seed gives the same weights on the same machine.
-        steps: optimiser steps (AdamW, constant learning rate after 20 steps of warm-up).
-        batch_size: walks per step; no walk is seen twice.
-        learning_rate: after the warm-up.
-        progress: show a progress bar on stderr.
-
-    Returns:
-        The folder.
-
-    Raises:
-        InputError: when the folder exists and is not empty, or is a file.
-    """
-    folder = new_folder(folder)
-    tokenizer = ladder_tokenizer()
-    with seeded(seed), folder_at_once(folder) as staging:
-        model = small_model(tokenizer)
-        walks = _TokenizedWalks(steps * batch_size, tokenizer, np.random.default_rng(seed))
-        train_supervised(model, tokenizer, walks, staging, seed, steps, batch_size, learning_rate, progress)
-    return folder
 
 
 def new_folder(folder: str | os.PathLike[str]) -> Path:
@@ -108,37 +62,10 @@ def small_model(tokenizer: PreTrainedTokenizerBase, *, max_positions: int = MAX_
     return model
 
 
-class _TokenizedWalks(torch.utils.data.Dataset):
-    """Random walks as token ids, padded on the right, with labels on the response and its end of sequence only.
-
-    There is no attention mask: attention is causal, so that no token ever sees the padding behind it.
-    """
-
-    def __init__(self, count: int, tokenizer: PreTrainedTokenizerBase, generator: np.random.Generator) -> None:
-        prompts, responses = zip(*random_walk_texts(count, generator), strict=True)
-        eos = tokenizer.eos_token
-        encoded = tokenizer(
-            [f"{prompt} {response} {eos}" for prompt, response in zip(prompts, responses, strict=True)],
-            padding=True,
-            padding_side="right",
-            return_tensors="pt",
-        )
-        prompt_length = len(tokenizer(prompts[0])["input_ids"])
-        self.input_ids = encoded["input_ids"]
-        self.labels = self.input_ids.masked_fill(encoded["attention_mask"] == 0, IGNORED_LABEL)
-        self.labels[:, :prompt_length] = IGNORED_LABEL
-
-    def __len__(self) -> int:
-        return len(self.input_ids)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {"input_ids": self.input_ids[index], "labels": self.labels[index]}
-
-
 def train_supervised(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerBase,
-    walks: torch.utils.data.Dataset,
+    examples: torch.utils.data.Dataset,
     staging: Path,
     seed: int,
     steps: int,
@@ -166,7 +93,7 @@ def train_supervised(
         logging_strategy="no",
         disable_tqdm=True,
     )
-    trainer = Trainer(model=model, args=arguments, train_dataset=walks, callbacks=[_ProgressBar(progress)])
+    trainer = Trainer(model=model, args=arguments, train_dataset=examples, callbacks=[_ProgressBar(progress)])
     trainer.remove_callback(PrinterCallback)  # it prints the run time to stdout
     trainer.train()
     model.config.use_cache = True  # switched off by the Trainer

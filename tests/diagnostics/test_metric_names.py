@@ -8,11 +8,11 @@ import pytest
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 import equipoise
-from equipoise.diagnostics import metric_names, run_files
+from equipoise.diagnostics import metric_names, run_folder
 from equipoise.diagnostics.runs import read_run
 
 SOURCE = Path(equipoise.__file__).parent
-FILES = {value for name, value in vars(run_files).items() if name.endswith("_FILE")}
+FILES = {value for name, value in vars(run_folder).items() if name.endswith(("_FILE", "_MARKER"))}
 HOST_METRICS = {name for names in metric_names.HOSTS.values() for name in names.values()}
 ALSO_SETTINGS = {"learning_rate", "reward", "entropy"}  # words that are keys or columns too
 
@@ -31,7 +31,7 @@ def modules(*rooms):
 
 @pytest.mark.parametrize("path", modules("."), ids=lambda path: str(path.relative_to(SOURCE)))
 def test_no_other_module_spells_the_name_of_a_file(path):
-    if path.name != "run_files.py":
+    if path.name != "run_folder.py":
         assert not strings(path) & FILES
 
 
@@ -45,25 +45,19 @@ def test_checkpoints_are_found_in_their_order_and_by_the_name_that_transformers_
     for name in ("checkpoint-10", "checkpoint-9", "checkpoint-x", "checkpoints"):
         (tmp_path / name).mkdir()
     (tmp_path / "checkpoint-3").write_text("a file")
-    folders = run_files.checkpoint_folders(tmp_path)
-    assert folders == [run_files.checkpoint_folder(tmp_path, update) for update in (9, 10)]
+    folders = run_folder.checkpoint_folders(tmp_path)
+    assert folders == [run_folder.checkpoint_folder(tmp_path, update) for update in (9, 10)]
     assert folders[0].name == f"{PREFIX_CHECKPOINT_DIR}-9"
 
 
 def test_processes_do_not_share_their_files_of_a_checkpoint():
-    names = [of_rank(rank) for of_rank in (run_files.rollout_file, run_files.replay_file) for rank in range(3)]
+    names = [of_rank(rank) for of_rank in (run_folder.rollout_file, run_folder.replay_file) for rank in range(3)]
     assert len(set(names)) == 6
-
-
-def test_a_run_is_finished_when_its_model_is_there(tmp_path):
-    assert not run_files.is_finished(tmp_path)
-    (tmp_path / run_files.MODEL_FOLDER).mkdir()
-    assert run_files.is_finished(tmp_path)
 
 
 def test_a_run_folder_is_read_with_our_names_beside_those_of_its_host(tmp_path):
     lines = [{"update": 1, "grad_norm": 0.5, "equipoise/entropy": 1.0}, {"update": 2, "grad_norm": None, "reward": 0.0}]
-    (tmp_path / run_files.METRICS_FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / run_folder.METRICS_FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
     first, second = read_run(tmp_path).metrics
     assert first == lines[0] | {metric_names.GRADIENT_NORM: 0.5}
     assert second == lines[1] | {metric_names.GRADIENT_NORM: None, metric_names.REWARD: 0.0}

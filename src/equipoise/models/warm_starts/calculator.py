@@ -1,12 +1,16 @@
-"""A small model for the calculator, supervised on scripted episodes most of which go wrong."""
+"""A small model for the calculator, supervised on scripted episodes most of which go wrong, and its tokenizer."""
 
 import os
 import random
 from pathlib import Path
+from typing import Any
 
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from equipoise.files import folder_at_once
 from equipoise.models.randomness import seeded
@@ -16,14 +20,60 @@ from equipoise.models.warm_starts.supervised import (
     small_model,
     train_supervised,
 )
-from equipoise.tasks.environments.calculator import (
-    ASSISTANT,
-    EOS_TOKEN,
-    TOOL,
-    USER,
-    calculator_tokenizer,
-    scripted_episode,
-)
+from equipoise.tasks.environments.calculator import CALL, END_CALL, ERROR, NUM_NUMBERS, scripted_episode
+
+EOS_TOKEN, PAD_TOKEN, UNKNOWN_TOKEN = "<eos>", "<pad>", "<unknown>"
+USER, ASSISTANT, TOOL = "<user>", "<assistant>", "<tool>"
+
+CHAT_TEMPLATE = """\
+{%- for message in messages -%}
+{%- if message.role == 'user' -%}<user> {{ message.content }} {% elif message.role == 'tool' -%}
+<tool> {{ message.content }} {% elif message.tool_calls -%}
+<assistant> {% for call in message.tool_calls -%}
+{%- set function = call.function if call.function is defined else call -%}
+<call> {% if function.name != 'calculate' %}{{ function.name }} {% endif -%}
+{%- for name, value in function.arguments.items() -%}
+{% if name != 'expression' %}{{ name }} {% endif %}{{ value }} {% endfor -%}
+</call> {% endfor -%}<eos> {% else -%}<assistant> {{ message.content }} <eos> {% endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}<assistant> {% endif -%}"""
+
+RESPONSE_TEMPLATE: dict[str, Any] = {
+    "defaults": {"role": "assistant"},
+    "start_anchor": ASSISTANT,
+    "fields": {
+        "tool_calls": {
+            "open": CALL,
+            "close_pattern": rf"{END_CALL}\s*",
+            "repeats": True,
+            "content": "text",
+            "transform": {
+                "type": "function",
+                "function": {"name": "calculate", "arguments": {"expression": "{content}"}},
+            },
+        },
+        "content": {"close_pattern": rf"{EOS_TOKEN}\s*", "content": "text"},
+    },
+}
+
+
+def calculator_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per word, with a chat template and the response template by which TRL finds the tool calls."""
+    words = [str(n) for n in range(NUM_NUMBERS)] + ["+", "-", "=", USER, ASSISTANT, CALL, END_CALL, TOOL, ERROR]
+    words += [EOS_TOKEN, PAD_TOKEN, UNKNOWN_TOKEN]
+    tokenizer = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token=UNKNOWN_TOKEN))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=EOS_TOKEN,
+        pad_token=PAD_TOKEN,
+        unk_token=UNKNOWN_TOKEN,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    fast.response_template = RESPONSE_TEMPLATE  # pyright: ignore[reportAttributeAccessIssue]
+    return fast
 
 
 def warm_start_calculator(
