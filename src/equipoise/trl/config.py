@@ -51,7 +51,7 @@ PLAIN_SOFTMAX = {
 
 
 @dataclass
-class EquipoiseConfig(SteeringSettings, RolloutSettings, RecordSettings, GRPOConfig):
+class EquipoiseConfig(RecordSettings, SteeringSettings, RolloutSettings, GRPOConfig):
     """Settings of one run: everything of TRL's `GRPOConfig`, and what equipoise adds.
 
     With `clipping="fixed"` and `polarity="off"` the trainer computes what TRL's computes. On a machine without
