@@ -4,6 +4,7 @@ Which keys there are, and of what type, the adapter of the host says. Every refu
 flag, the key, the rule and the value.
 """
 
+import dataclasses
 import enum
 import math
 import re
@@ -167,7 +168,9 @@ def _holds(kind: type, *values: Any) -> bool:
 
 
 def _ordinary(result: Any) -> Any:
-    """Refuse what Python takes for a number and no setting can use: NaN, and whole numbers beyond 64 bits."""
+    """Refuse what no setting can use, NaN and whole numbers beyond 64 bits, and what a file cannot hold: objects."""
+    if dataclasses.is_dataclass(result):
+        raise ValueError
     for item in result if isinstance(result, list) else [result]:
         if isinstance(item, float) and math.isnan(item):
             raise ValueError
