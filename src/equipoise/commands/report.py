@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from tqdm import tqdm
 from tyro.conf import Positional, arg
 
 from equipoise.diagnostics.report import serve, write_report
 from equipoise.errors import require
+from equipoise.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -56,4 +56,7 @@ def report(options: ReportOptions) -> Path | None:
 
 
 def _progress(row_groups: list) -> Iterator:
-    return iter(tqdm(row_groups, desc="token records", unit="block", disable=len(row_groups) < 8 or None))
+    with progress_bar("token records", len(row_groups), "block", shown=len(row_groups) >= 8) as bar:
+        for group in row_groups:
+            yield group
+            bar.update()
