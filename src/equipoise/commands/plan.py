@@ -4,7 +4,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -168,28 +168,27 @@ def _element_bytes(config: EquipoiseConfig, config_of_model: Any) -> int:
 
 
 def _batch(values: dict[str, Any], config: EquipoiseConfig, processes: int) -> Batch:
-    per_device, accumulated = config.per_device_train_batch_size, config.gradient_accumulation_steps
-    generations = config.num_generations or 1
-    slices = config.steps_per_generation or 1
-    if values.get("generation_batch_size") is not None:
-        slices = max(1, values["generation_batch_size"] // (per_device * processes))
-    update, rollout = per_device * accumulated * processes, per_device * slices * processes
-    if rollout % generations:
+    local = config.rollout_batch()
+    if values.get("generation_batch_size") is not None:  # over all processes, of which there may be none here
+        slices = max(1, values["generation_batch_size"] // (local.rows * processes))
+        local = replace(local, micro_batches=slices)
+    rollout, update = local.completions * processes, local.completions_per_update * processes
+    if rollout % local.group_size:
         raise InputError(
             f"a rollout batch on {processes} processes is per_device_train_batch_size * steps_per_generation * "
-            f"processes = {rollout} completions, which num_generations={generations} must divide"
+            f"processes = {rollout} completions, which num_generations={local.group_size} must divide"
         )
-    replayed = int(config.replay_fraction * (per_device * slices // generations) + 1e-9) * generations * processes
+    replayed = local.replayed_groups(config.replay_fraction) * local.group_size * processes
     return Batch(
         processes=processes,
         completions_per_update=update,
-        prompts_per_update=update / generations,
+        prompts_per_update=update / local.group_size,
         completions_per_rollout=rollout,
-        prompts_per_rollout=rollout / generations,
+        prompts_per_rollout=rollout / local.group_size,
         fresh_completions_per_rollout=rollout - replayed,
-        updates_per_rollout=slices * config.num_iterations / accumulated,
+        updates_per_rollout=local.updates,
         most_tokens_per_rollout=(rollout - replayed) * (config.max_completion_length or 0),
-        rows_per_process=per_device * slices,
+        rows_per_process=local.completions,
     )
 
 

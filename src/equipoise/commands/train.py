@@ -81,17 +81,21 @@ def keys_help() -> str:
 
 
 def key_groups(*settings: type, host: type) -> dict[str, list[dataclasses.Field]]:
-    """Keys by the dataclass that defines them, in the order of the fields; those of the host are left out.
+    """Keys by the dataclass that defines them, in the order of the fields.
 
     Args:
         settings: dataclasses, whose bases are groups as well. A group's title is the beginning of its docstring.
-        host: the host's own settings, which an adapter's extend.
+        host: the host's own settings, which an adapter's extend. Its keys are left out, but for those that were given
+            another default, which are the last group.
     """
     groups: dict[str, list[dataclasses.Field]] = {}
+    changed = []
+    of_host = {key.name for key in dataclasses.fields(host)}
     for kind in settings:
         for key in dataclasses.fields(kind):
             home = next(base for base in kind.__mro__ if key.name in vars(base).get("__annotations__", {}))
-            if home not in host.__mro__ and "help" in key.metadata:
-                title = re.split(r"[.,:]", inspect.getdoc(home) or home.__name__)[0].lower()
-                groups.setdefault(" ".join(title.split()), []).append(key)
-    return groups
+            if home in host.__mro__:
+                continue
+            title = re.split(r"[.,:]", inspect.getdoc(home) or home.__name__)[0]
+            (changed if key.name in of_host else groups.setdefault(" ".join(title.split()), [])).append(key)
+    return groups | ({f"Keys of {host.__name__} with another default": changed} if changed else {})
