@@ -1,6 +1,7 @@
 # make quickstart   warm start, two runs, evaluation, a table and a picture (runs/quickstart)
 # make test         the tests
-# Both make .venv and install into it; the second time they start at once.
+# make test-fast    those of them that take no more than a few seconds each, in one process each
+# All make .venv and install into it; the second time they start at once.
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -11,7 +12,7 @@ DEV := $(VENV)/.installed-dev
 # Threads of a tiny model on a few busy cores only wait for each other.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test test-fast lint clean
 
 quickstart: $(RUN)
 	$(BIN)/equipoise quickstart
@@ -21,6 +22,9 @@ WORKERS ?= 2
 
 test: $(DEV)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+test-fast: $(DEV)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not distributed and not browser"
 
 lint: $(DEV)
 	$(BIN)/ruff check .

@@ -78,6 +78,10 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     # Bars are left to those that tell something: not one per file that the host libraries load or save.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(
+            os.getcwd()
+        )  # rewards and environments of the user; last, as no installed package is to be hidden
     try:
         with warnings.catch_warnings():
             # Deprecations inside the host libraries are not for the user of this one.

@@ -8,6 +8,8 @@ import sharded_head_run
 import torch
 from processes import launch
 
+pytestmark = pytest.mark.distributed
+
 FSDP2 = Path(sharded_head_run.__file__)
 ZERO3 = FSDP2.with_name("zero3_head_run.py")  # not imported: DeepSpeed need not be there
 CASES = ("tied", "untied", "bias", "head alone", "accelerate tied", "accelerate untied")

@@ -12,6 +12,8 @@ from core_reference import head_logits, largest_error, textbook_statistics
 from equipoise import vocabulary_parallel_token_statistics
 from equipoise.statistics import walk
 
+pytestmark = pytest.mark.distributed
+
 VOCABULARY, WIDTH, SHAPE = 23, 5, (3, 4)
 SHARDS = {2: (9, 14), 3: (1, 15, 7)}
 CASES = {

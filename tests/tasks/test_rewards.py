@@ -1,3 +1,4 @@
+import contextlib
 import math
 import sys
 import threading
@@ -139,13 +140,22 @@ def test_own_function_from_the_current_directory(module):
     assert reward(prompts=["a", "b"], completions=["xy", ""], level=[1, 2]) == [3.0, 2.0]
 
 
-def test_a_local_file_hides_no_installed_package(module):
-    module("rewards_of_test_b", "def one(completions, **columns):\n    return [1] * len(completions)\n")
-    first = list(sys.path)
-    reward_function("rewards_of_test_b:one")
-    assert sys.path[: len(first)] == first
-    reward_function("rewards_of_test_b:one")
-    assert len(sys.path) == len(first) + 1
+def test_a_local_file_hides_no_installed_package(module, tmp_path, monkeypatch):
+    text = "def which(completions, **columns):\n    return [{}] * len(completions)\n"
+    module("rewards_of_test_b", text.format(1))
+    (tmp_path / "installed").mkdir()
+    (tmp_path / "installed" / "rewards_of_test_b.py").write_text(text.format(2))
+    monkeypatch.syspath_prepend(tmp_path / "installed")
+    assert reward_function("rewards_of_test_b:which")(prompts=["a"], completions=["x"]) == [2.0]
+
+
+@pytest.mark.parametrize("name", ["rewards_of_test_c:one", "rewards_of_test_c:missing", "rewards_of_test_none:one"])
+def test_where_python_looks_for_modules_stays_as_it_was(module, name):
+    module("rewards_of_test_c", "def one(completions, **columns):\n    return [1] * len(completions)\n")
+    before = list(sys.path)
+    with contextlib.suppress(InputError):
+        reward_function(name)
+    assert sys.path == before
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ import torch
 from equality import equal
 from processes import launch
 
+pytestmark = pytest.mark.distributed
+
 SCRIPT = Path(off_policy_two_process_run.__file__)
 
 

@@ -13,7 +13,7 @@ from processes import DDP, FSDP2, ZERO3, launch
 from equipoise.trl.checkpoints import CheckpointError
 
 SCRIPT = Path(two_process_run.__file__)
-pytestmark = pytest.mark.filterwarnings("ignore:You are using 'rollout_func'")
+pytestmark = [pytest.mark.distributed, pytest.mark.filterwarnings("ignore:You are using 'rollout_func'")]
 
 
 def launched(folder, configuration):

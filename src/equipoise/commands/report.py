@@ -57,6 +57,6 @@ def report(options: ReportOptions) -> Path | None:
 
 def _progress(row_groups: list) -> Iterator:
     with progress_bar("token records", len(row_groups), "block", shown=len(row_groups) >= 8) as bar:
-        for row_group in row_groups:
-            yield row_group
+        for group in row_groups:
+            yield group
             bar.update()

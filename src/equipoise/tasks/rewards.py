@@ -5,8 +5,6 @@ import importlib
 import inspect
 import logging
 import math
-import os
-import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from numbers import Real
@@ -17,6 +15,7 @@ from equipoise.tasks.datasets import one_line, shortened
 from equipoise.tasks.shaping import TERMS
 from equipoise.tasks.task import RewardFunction, completion_text
 from equipoise.tasks.terms import Term, called, nearest, parsed_terms
+from equipoise.tasks.user_modules import modules_of_the_user
 from equipoise.tasks.verification import VerifierPool, shared_pool
 
 logger = logging.getLogger("equipoise")
@@ -244,10 +243,9 @@ def imported(name: str, what: str) -> Callable[..., Any]:
         known = ("exact", "math", *TERMS) if what == "reward" else ()
         listed = f"one of {', '.join(known)} or " if known else ""
         raise InputError(f'the {what} must be {listed}"module:name", got {name!r}{nearest(name, known)}')
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.append(os.getcwd())  # last, so that a local file never hides an installed package
     try:
-        module = importlib.import_module(module_name)
+        with modules_of_the_user():
+            module = importlib.import_module(module_name)
     except Exception as error:  # whatever the user's module raises while it is imported
         raise InputError(f"{what} {name!r}: module {module_name!r} cannot be imported ({one_line(error)})") from error
     if not hasattr(module, attribute):

@@ -4,7 +4,6 @@ import hashlib
 import logging
 import os
 import re
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -155,8 +154,6 @@ def _package() -> Any:
         raise InputError(
             f"the task textworld needs its package: pip install 'equipoise[textworld]' ({one_line(error)})"
         ) from error
-    # Its interpreter says so of every game that is not in its own list; the score comes from the game's description.
-    warnings.filterwarnings("ignore", message="Game '.*' is not fully supported")
     return textworld
 
 
