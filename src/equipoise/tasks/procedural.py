@@ -94,7 +94,6 @@ class ProceduralReward:
         entries: dict[str, dict],
         *,
         pool: WorkerPool | None = None,
-        seconds: float = SECONDS,
     ) -> None:
         """No process is started yet.
 
@@ -103,10 +102,9 @@ class ProceduralReward:
             scorer: the registered name of the data set and its configuration.
             entries: the examples, by key.
             pool: of the kind "reasoning_gym"; None: the one that all share.
-            seconds: of CPU time, for one score.
         """
         self.__name__ = re.sub(r"\W", "_", label)
-        self.label, self.entries, self.seconds = label, entries, seconds
+        self.label, self.entries = label, entries
         self.counts: Counter[str] = Counter()
         self._pool = shared_scorers() if pool is None else pool
         known = [(str(entry["answer"]), entry) for entry in entries.values() if entry["answer"] is not None]
@@ -126,19 +124,21 @@ class ProceduralReward:
         counts = Counter(answer.outcome for answer in judged)
         self.counts += counts
         for outcome in COUNTED:
-            columns.get("log_metric", _unlogged)(f"verification/{outcome}_fraction", counts[outcome] / max(len(judged), 1))
+            columns.get("log_metric", _unlogged)(
+                f"verification/{outcome}_fraction", counts[outcome] / max(len(judged), 1)
+            )
         return [answer.value if answer.outcome == "done" else 0.0 for answer in judged]
 
     def judged(self, answers: Sequence[str], keys: Sequence[str]) -> list[Answer]:
-        """The scores of answers for the examples of those keys, in [0, 1] for nearly all data sets; "done" if finite."""
+        """The scores of answers for the examples of those keys, finite, and in [0, 1] for nearly all data sets."""
         payloads = [(answer, self.entries[key]) for answer, key in zip(answers, keys, strict=True)]
-        return [_finite(answer) for answer in self._pool.answers(self._job, payloads, seconds=self.seconds)]
+        return [_finite(answer) for answer in self._pool.answers(self._job, payloads)]
 
 
 @functools.cache
 def shared_scorers() -> WorkerPool:
     """The workers of all tasks of reasoning-gym."""
-    return WorkerPool("reasoning_gym")
+    return WorkerPool("reasoning_gym", seconds=SECONDS)
 
 
 def _finite(answer: Answer) -> Answer:

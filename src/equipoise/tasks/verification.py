@@ -7,13 +7,12 @@ the interpreter. Here every answer comes back with an outcome: nothing becomes a
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from equipoise.tasks.workers.pool import MEMORY_BYTES, Answer, WorkerPool
+from equipoise.tasks.workers.pool import Answer, WorkerPool
 
 Outcome = Literal["correct", "wrong", "unparsable", "timeout", "memory", "refused", "error", "bad_gold"]
 
-SECONDS = 3.0  # of CPU time, for one answer
 MAX_TAIL = 20_000  # characters of a completion: an answer stands at the end
 
 
@@ -32,39 +31,26 @@ class Verdict:
     reason: str = ""
 
 
-class VerifierPool:
+class VerifierPool(WorkerPool):
     """Worker processes that run math-verify; they start when there is work for them.
 
     Attributes:
         counts: outcome -> number of verdicts given so far.
-        workers: the processes.
     """
 
-    def __init__(
-        self,
-        num_workers: int | None = None,
-        *,
-        seconds: float = SECONDS,
-        memory_bytes: int = MEMORY_BYTES,
-        wall_seconds: float | None = None,
-    ) -> None:
+    def __init__(self, num_workers: int | None = None, **limits: Any) -> None:
         """No process is started yet.
 
         Args:
             num_workers: as `WorkerPool` takes it.
-            seconds: of CPU time, for one answer, > 0.
-            memory_bytes: as `WorkerPool` takes it.
-            wall_seconds: as `WorkerPool` takes it.
+            limits: "seconds", "memory_bytes" and "wall_seconds", as `WorkerPool` takes them.
 
         Raises:
             ValueError: a number out of range.
         """
-        if not seconds > 0:
-            raise ValueError(f"seconds must be > 0, got {seconds}")
-        self.workers = WorkerPool("math", num_workers, memory_bytes=memory_bytes, wall_seconds=wall_seconds)
-        self.seconds = seconds
+        super().__init__("math", num_workers, **limits)
         self.counts: Counter[str] = Counter()
-        self._job = self.workers.add_job(None)
+        self._job = self.add_job(None)
 
     def verdicts(
         self,
@@ -86,11 +72,7 @@ class VerifierPool:
             done()
 
         payloads = [(text[-MAX_TAIL:], list(answers)) for text, answers in zip(texts, golds, strict=True)]
-        return [_verdict(a) for a in self.workers.answers(self._job, payloads, seconds=self.seconds, done=count)]
-
-    def close(self) -> None:
-        """End all workers; the next call starts new ones."""
-        self.workers.close()
+        return [_verdict(answer) for answer in self.answers(self._job, payloads, done=count)]
 
 
 def _verdict(answer: Answer) -> Verdict:

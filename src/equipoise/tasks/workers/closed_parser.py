@@ -6,6 +6,7 @@ and functions of mathematics pass. There are no attributes, so that nothing can 
 """
 
 import ast
+import builtins
 import functools
 from collections.abc import Callable
 from types import ModuleType
@@ -13,9 +14,8 @@ from typing import Any
 
 _NODES = (
     ast.Expression, ast.Constant, ast.Name, ast.Load, ast.Call, ast.UnaryOp, ast.unaryop, ast.BinOp, ast.operator,
-    ast.BoolOp, ast.boolop, ast.Compare, ast.cmpop, ast.Tuple, ast.List,
+    ast.BoolOp, ast.boolop, ast.Compare, ast.cmpop, ast.Tuple, ast.List, ast.Set, ast.Dict,
 )  # fmt: skip
-_LITERAL_NODES = (*(node for node in _NODES if node not in (ast.Name, ast.Call)), ast.Set, ast.Dict)
 _FROM_TEXT = frozenset(["Symbol", "Integer", "Float", "Rational", "Function", "RealNumber", "Number"])
 """What the parser calls with a text: it makes a symbol or a number of it, and evaluates nothing."""
 _FUNCTIONS = frozenset(
@@ -64,8 +64,9 @@ def close_eval(modules: list[ModuleType], refuse: Callable[[str], Exception]) ->
     def closed_eval(source: str, *namespaces: dict) -> Any:
         tree = ast.parse(source.strip(), mode="eval")
         for node in ast.walk(tree):
-            if not isinstance(node, _LITERAL_NODES):
-                raise refuse(f"evaluating {type(node).__name__} {ast.unparse(node)[:80]!r}")
+            is_built_in = isinstance(node, ast.Name) and hasattr(builtins, node.id)
+            if is_built_in or isinstance(node, ast.Call) or not isinstance(node, _NODES):
+                raise refuse(_described(node))
         return eval(compile(tree, "<answer>", "eval"), {"__builtins__": {}})
 
     for module in modules:
@@ -73,29 +74,39 @@ def close_eval(modules: list[ModuleType], refuse: Callable[[str], Exception]) ->
 
 
 def _not_a_formula(code: str, local_dict: dict, global_dict: dict) -> str | None:
-    """What in the source is none of mathematics; None for a formula. Source that is no Python fails later, on its own."""
+    """What in the source could act; None for a formula, and for source that is no Python, which fails on its own.
+
+    Raises:
+        ValueError: a text or another literal that is no number: no formula, and harmless.
+    """
     try:
         tree = ast.parse(code.strip(), mode="eval")
     except (SyntaxError, ValueError):
         return None
-    texts = set()
+    read = set()
     for node in ast.walk(tree):  # a call comes before its arguments
-        if isinstance(node, ast.Call):
-            if node.keywords:
-                return f"evaluating the keyword {node.keywords[0].arg!r}"
-            if isinstance(node.func, ast.Name) and node.func.id in _FROM_TEXT:
-                texts.update(map(id, node.args))
-        if not isinstance(node, _NODES) or (isinstance(node, ast.Name) and not _is_known(node, local_dict, global_dict)):
-            return f"evaluating {type(node).__name__} {ast.unparse(node)[:80]!r}"
-        if isinstance(node, ast.Constant) and not isinstance(node.value, int | float | complex) and id(node) not in texts:
-            return f"evaluating the text {str(node.value)[:80]!r}"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _FROM_TEXT:
+            read.update(map(id, node.args))
+        is_unknown = isinstance(node, ast.Name) and not _is_known(node.id, local_dict, global_dict)
+        if is_unknown or not isinstance(node, _NODES):  # keywords of calls among them
+            return _described(node)
+        if (
+            isinstance(node, ast.Constant)
+            and id(node) not in read
+            and not isinstance(node.value, int | float | complex)
+        ):
+            raise ValueError(f"{str(node.value)[:80]!r} is no number")
     return None
 
 
-def _is_known(node: ast.Name, local_dict: dict, global_dict: dict) -> bool:
-    if node.id in _FROM_TEXT or node.id in _FUNCTIONS or node.id in local_dict:
+def _described(node: ast.AST) -> str:
+    return f"evaluating {type(node).__name__} {ast.unparse(node)[:80]!r}"
+
+
+def _is_known(name: str, local_dict: dict, global_dict: dict) -> bool:
+    if name in _FROM_TEXT or name in _FUNCTIONS or name in local_dict:
         return True
-    return node.id in global_dict and _is_mathematics(global_dict[node.id])
+    return name in global_dict and _is_mathematics(global_dict[name])
 
 
 def _is_mathematics(value: object) -> bool:

@@ -5,7 +5,7 @@ import os
 import queue
 import signal
 import threading
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,9 +15,7 @@ from equipoise.tasks.workers.limits import HARD_SECONDS
 from equipoise.tasks.workers.process import Event, Request, WorkerProcess, how_it_ended
 
 Outcome = Literal["done", "timeout", "memory", "refused", "error"]
-LIMITS = ("timeout", "memory", "refused")
-"""Outcomes of answers that went beyond a limit."""
-
+SECONDS = 3.0
 MEMORY_BYTES = 2 * 2**30
 PIPELINE = 8  # requests that a worker holds, so that it never waits for us
 MAX_WORKERS = 16
@@ -50,7 +48,9 @@ class WorkerPool:
     """Worker processes of one kind; each is started when there is work for it, and replaced when it dies.
 
     Attributes:
-        counts: outcome -> number of answers so far.
+        num_workers: at most so many at a time.
+        seconds: CPU time for one answer.
+        memory_bytes: address space of one worker.
         walls: what confines the workers, once one has started: "audit", and "seccomp" where the kernel helps.
     """
 
@@ -59,6 +59,7 @@ class WorkerPool:
         kind: str,
         num_workers: int | None = None,
         *,
+        seconds: float = SECONDS,
         memory_bytes: int = MEMORY_BYTES,
         wall_seconds: float | None = None,
     ) -> None:
@@ -68,6 +69,7 @@ class WorkerPool:
             kind: "math" or "reasoning_gym".
             num_workers: at most so many at a time; None: the cores that this process may use, shared among the ranks of
                 this machine.
+            seconds: of CPU time, for one answer, > 0.
             memory_bytes: address space of one worker.
             wall_seconds: after which an answer is given up even if it takes no CPU time; None: 60, or 20 times its
                 limit of CPU time.
@@ -75,14 +77,14 @@ class WorkerPool:
         Raises:
             ValueError: a number out of range.
         """
-        if (num_workers is not None and num_workers < 1) or memory_bytes < 2**28:
+        if (num_workers is not None and num_workers < 1) or not seconds > 0 or memory_bytes < 2**28:
             raise ValueError(
-                "num_workers must be >= 1 and memory_bytes >= 2**28, got "
-                f"num_workers={num_workers}, memory_bytes={memory_bytes}"
+                "num_workers must be >= 1, seconds > 0 and memory_bytes >= 2**28, got "
+                f"num_workers={num_workers}, seconds={seconds}, memory_bytes={memory_bytes}"
             )
-        self.kind, self.num_workers, self.memory_bytes = kind, num_workers or default_workers(), memory_bytes
-        self.wall_seconds = wall_seconds
-        self.counts: Counter[str] = Counter()
+        self.kind, self.num_workers = kind, num_workers or default_workers()
+        self.seconds, self.memory_bytes = seconds, memory_bytes
+        self.wall_seconds = max(WALL_SECONDS, WALL_FACTOR * seconds) if wall_seconds is None else wall_seconds
         self.walls: list[str] = []
         self._jobs: dict[str, Any] = {}
         self._workers: list[WorkerProcess] = []
@@ -102,21 +104,20 @@ class WorkerPool:
         return name
 
     def answers(
-        self, job: str, payloads: Sequence[Any], *, seconds: float, done: Callable[[Answer], object] = lambda _: None
+        self, job: str, payloads: Sequence[Any], *, done: Callable[[Answer], object] = lambda _: None
     ) -> list[Answer]:
         """One answer per payload, in order.
 
         Args:
             job: as `add_job` named it.
             payloads: for the job; pickled.
-            seconds: CPU time for one, > 0.
             done: called with every answer as it comes.
 
         Raises:
             InputError: workers that cannot be started, or cannot prepare the job.
         """
         results: list[Answer | None] = [None] * len(payloads)
-        waiting = deque(Request(index, job, payload, seconds) for index, payload in enumerate(payloads))
+        waiting = deque(Request(index, job, payload, self.seconds) for index, payload in enumerate(payloads))
         self._forget_other_process()
         with self._lock:
             try:
@@ -124,7 +125,6 @@ class WorkerPool:
                     self._feed(waiting)
                     for request, answer in self._collect(waiting):
                         results[request.index] = answer
-                        self.counts[answer.outcome] += 1
                         done(answer)
             except BaseException:  # interrupted: what is on its way would be taken for the next call's
                 self.close()
@@ -213,8 +213,7 @@ class WorkerPool:
             return Answer("memory", "needs more memory than a worker has")
         if cpu > request.seconds + 2 * HARD_SECONDS:
             return Answer("timeout", f"had to be ended after {cpu:.1f} s of CPU time")
-        limit = max(WALL_SECONDS, WALL_FACTOR * request.seconds) if self.wall_seconds is None else self.wall_seconds
-        return Answer("timeout", STOOD_STILL) if elapsed > limit else None
+        return Answer("timeout", STOOD_STILL) if elapsed > self.wall_seconds else None
 
     def _lost(
         self, worker: WorkerProcess, waiting: deque[Request], answer: Answer | None = None, *, is_final: bool = False
@@ -254,7 +253,9 @@ class WorkerPool:
 
 def _was_killed(code: int) -> bool:
     """Whether a signal from outside ended a worker: the system, short of memory, or a person."""
-    return -code in {getattr(signal, name) for name in ("SIGKILL", "SIGTERM", "SIGHUP", "SIGINT") if hasattr(signal, name)}
+    return -code in {
+        getattr(signal, name) for name in ("SIGKILL", "SIGTERM", "SIGHUP", "SIGINT") if hasattr(signal, name)
+    }
 
 
 def _was_out_of_time(code: int) -> bool:
@@ -270,8 +271,6 @@ def _again(request: Request) -> Request:
 def default_workers() -> int:
     """The cores that this process may use, shared among the ranks of this machine; 1 to 16."""
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1") or 1)
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:  # macOS, Windows
-        cores = os.cpu_count() or 1
+    affinity = getattr(os, "sched_getaffinity", None)  # neither on macOS nor on Windows
+    cores = (os.cpu_count() or 1) if affinity is None else len(affinity(0))
     return max(1, min(MAX_WORKERS, cores // ranks))

@@ -1,6 +1,6 @@
-"""One worker as the trainer sees it: a process, the requests it holds, and two threads that never make the trainer wait.
+"""One worker as the trainer sees it: a process, the requests it holds, and two threads that wait in its place.
 
-Threads and blocking pipes behave alike on all systems; pipes that do not block, and waiting for several of them, do not.
+Threads and blocking pipes behave alike on all systems; pipes that do not block, and waiting for several, do not.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 
-_SCRIPT = Path(__file__).with_name("worker.py")
+_SCRIPT = Path(__file__).with_name("start.py")
 _ENVIRONMENT = (
     "PATH", "HOME", "LANG", "TZ", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH",
     "SYSTEMROOT", "USERPROFILE", "APPDATA", "LOCALAPPDATA", "TEMP", "TMP",

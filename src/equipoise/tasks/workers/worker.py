@@ -1,10 +1,10 @@
-"""A worker: `python -P worker.py KIND MEMORY_BYTES`, told what to do through standard input by whoever started it.
+"""A worker: it answers requests one after another, each within its CPU time, and has no rights.
 
-It imports what its kind needs, gives up its rights (`confinement`), and answers requests one after another, each
-within its CPU time. Requests are pickles, as they come from the trainer: ("prepare", job, arguments), or ("answer",
-identity, job, payload, seconds). Answers are lines of JSON, as they come from where a model's text was read: {"ready"},
-{"prepared"}, {"identity", "outcome", "reason", "value", "retire"} or {"failed"}. Identities are random, so that no text that finds its
-way to the pipe can be an answer.
+It imports what its kind needs, gives up its rights (`confinement`), and does as it is told through a pipe. Requests are
+pickles, as they come from the trainer: ("prepare", job, arguments), or ("answer", identity, job, payload, seconds).
+Answers are lines of JSON, as they come from where a model's text was read: {"ready"}, {"prepared"}, {"identity",
+"outcome", "reason", "value", "retire"}, or {"failed"}. Identities are random, so that nothing that a text brings into
+the pipe can be an answer.
 """
 
 import contextlib
@@ -14,30 +14,14 @@ import logging
 import os
 import pickle
 import signal
-import sys
 import threading
-import types
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, BinaryIO
-
-Handler = Callable[[Any], Any]
-
-
-def _make_packages_bare() -> None:
-    """Lets modules of this package be imported without its `__init__`s, which load torch and take seconds."""
-    folder = Path(__file__).resolve().parents[2]
-    for name in ("equipoise", "equipoise.tasks", "equipoise.tasks.workers"):
-        package = types.ModuleType(name)
-        package.__path__ = [str(folder.joinpath(*name.split(".")[1:]))]
-        sys.modules[name] = package
-
-
-if __name__ == "__main__":
-    _make_packages_bare()
 
 from equipoise.tasks.workers import closed_parser, limits
 from equipoise.tasks.workers.confinement import Confinement, RefusedError
+
+Handler = Callable[[Any], Any]
 
 KINDS = {"math": "equipoise.tasks.verification_worker", "reasoning_gym": "equipoise.tasks.workers.scorers"}
 
@@ -139,7 +123,3 @@ def main(kind: str, memory_bytes: int) -> None:
         worker.serve(requests, answers)
     except Exception as error:
         _send(answers, {"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"})
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
