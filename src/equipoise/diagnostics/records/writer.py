@@ -101,7 +101,7 @@ class TokenRecorder:
         if self.fraction < 1:
             if sample is None:
                 raise ValueError("fraction < 1 chooses by number of the sample: give the column sample")
-            chosen = np.flatnonzero(_is_chosen(sample, self.fraction, self.seed))
+            chosen = np.flatnonzero(_is_chosen(_on_cpu(sample), self.fraction, self.seed))
         if len(chosen) == 0:
             return
         mask = arrays["action_mask"] if token_mask is None else torch.as_tensor(token_mask)
@@ -294,10 +294,14 @@ def _checked(columns: dict[str, Any]) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _is_chosen(sample: torch.Tensor, fraction: float, seed: int) -> np.ndarray:
-    """Which samples are recorded: a hash of seed and number, as a fraction of 2^64, below `fraction`."""
-    hashed = splitmix64(sample.long() + signed(seed * STEP))
-    return _on_cpu(hashed).view(np.uint64) / 2**64 < fraction
+def _is_chosen(sample: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Which samples are recorded: a hash of seed and number (the finaliser of SplitMix64) below `fraction`."""
+    with np.errstate(over="ignore"):
+        x = sample.astype(np.uint64) + np.uint64((seed * 0x9E3779B97F4A7C15 + 0x9E3779B97F4A7C15) % 2**64)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        x ^= x >> np.uint64(31)
+    return x / 2**64 < fraction
 
 
 def _copied(tensors: dict[str, torch.Tensor], chosen: np.ndarray, shape: tuple[int, ...]) -> dict[str, Any]:
