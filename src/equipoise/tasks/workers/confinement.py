@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator
 
 from equipoise.tasks.workers import limits, seccomp
 
-# Events of the interpreter while it computes and imports; the list is of what is harmless, so that a new one is not.
+# Events of the interpreter while it computes and imports (numpy sets variables of its own process); the list is of what is harmless, so that a new one is not.
 _HARMLESS = frozenset(
     [
         "array.__new__", "builtins.id", "compile", "cpython._PySys_ClearAuditHooks", "exec", "import", "marshal.load",
         "marshal.loads", "object.__delattr__", "object.__getattr__", "object.__setattr__", "sys._getframe",
-        "sys._getframemodulename", "sys.excepthook", "sys.unraisablehook",
+        "os.putenv", "os.unsetenv", "sys._getframemodulename", "sys.excepthook", "sys.unraisablehook",
     ]
 )  # fmt: skip
 _READING = frozenset(["open", "os.listdir", "os.scandir"])
