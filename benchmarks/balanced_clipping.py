@@ -22,10 +22,10 @@ import torch
 from transformers import TrainerCallback
 
 from equipoise import BoundGrid, contribution, select_bounds
-from equipoise.training import run
-from equipoise.training.quickstart import recipe_folder
-from equipoise.training.settings import build, checked_keys, read_yaml
-from equipoise.training.warm_start import warm_start_ladder
+from equipoise.commands.quickstart import recipe_folder
+from equipoise.models.warm_starts import warm_start_ladder
+from equipoise.settings.reading import build, checked_keys, read_yaml
+from equipoise.trl import run
 
 RESULTS = Path(__file__).parent / "results" / "balanced_clipping.md"
 STEPS = {

@@ -11,10 +11,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from equipoise.training import run
-from equipoise.training.settings import checked_keys, read_yaml
-from equipoise.training.token_recording import TokenRecording
-from equipoise.training.trainer import EquipoiseTrainer
+from equipoise.settings.reading import checked_keys, read_yaml
+from equipoise.trl import run
+from equipoise.trl.token_recording import TokenRecording
+from equipoise.trl.trainer import EquipoiseTrainer
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "ladder_stale_equipoise.yaml"
 

@@ -6,7 +6,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 import torch
+from hypothesis import settings
 
 # Triton decides at its first import, which any library may trigger, whether kernels run in its interpreter.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+settings.register_profile("equipoise", deadline=None, derandomize=True, max_examples=60)
+settings.load_profile("equipoise")

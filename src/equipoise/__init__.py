@@ -1,7 +1,7 @@
 """equipoise: entropy control for reinforcement fine-tuning of language models, token by token.
 
 This package is the mathematics: pure functions and one small controller, on torch alone. The trainer lives in
-`equipoise.training`, which is not imported here.
+`equipoise.trl`, which is not imported here.
 """
 
 from equipoise.aggregation import UpdateSize, aggregate

@@ -9,6 +9,7 @@ needs one sum per grid interval: a histogram. It is exact, it adds, and one all-
 bounds.
 """
 
+import functools
 import math
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -17,6 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
+from equipoise.errors import require
 from equipoise.types import ClipBounds
 
 Measure = Literal["gradient", "surrogate"]
@@ -47,13 +49,14 @@ class BoundGrid:
         if not (1 <= self.high[0] <= self.high[1] < math.inf):
             raise ValueError(f"high must satisfy 1 <= high[0] <= high[1] < inf, got high={self.high}")
         for name in ("low_step", "high_step"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be positive and finite, got {name}={getattr(self, name)}")
+            value = getattr(self, name)
+            require(name, value, "positive and finite", 0 < value < math.inf)
 
     @classmethod
     def fixed(cls, bounds: ClipBounds) -> "BoundGrid":
         """The grid with one point: nothing to search, shares can still be measured. The upper bound must be finite."""
-        return cls(low=(bounds.low, bounds.low), high=(bounds.high, bounds.high))
+        low, high = float(bounds.low), float(bounds.high)
+        return cls(low=(low, low), high=(high, high))
 
     @property
     def low_points(self) -> list[float]:
@@ -70,11 +73,25 @@ class BoundGrid:
         high_index = min(steps, len(self.high_points) - 1)
         return steps - high_index, high_index
 
+    def path_bounds(self, steps: int) -> ClipBounds:
+        """The bounds after `steps` steps of the search."""
+        low_index, high_index = self.path_point(steps)
+        return ClipBounds(self.low_points[low_index], self.high_points[high_index])
+
 
 def _points(start: float, end: float, step: float) -> list[float]:
     # 1e-9 of a step forgives the rounding of (end - start) / step, so that the end point belongs to the grid.
     # Rounded to 12 places: 0.6 + 15 * 0.02 is 0.8999999999999999.
     return [round(start + k * step, 12) for k in range(math.floor((end - start) / step + 1e-9) + 1)]
+
+
+@functools.lru_cache(maxsize=64)
+def _points_on(
+    grid: BoundGrid, device: torch.device
+) -> tuple[Float64[Tensor, " low_points"], Float64[Tensor, " high_points"]]:
+    """The points of the grid on a device, copied there once: a copy waits for the device."""
+    low, high = (torch.tensor(p, dtype=torch.float64, device=device) for p in (grid.low_points, grid.high_points))
+    return low, high
 
 
 @dataclass(frozen=True)
@@ -134,7 +151,7 @@ class Contribution:
         if (measure or self.measure) == "gradient":
             return below
         above = self.positive.sum() - self.positive.cumsum(0)[:-1]
-        return below + above * below.new_tensor(self.grid.high_points)
+        return below + above * _points_on(self.grid, below.device)[1]
 
     def negative_sums(self, measure: Measure | None = None) -> Float64[Tensor, " low_points"]:
         """N(l) at every point of the lower grid.
@@ -145,7 +162,7 @@ class Contribution:
         above = self.negative_ratio.flip(0).cumsum(0).flip(0)[1:]
         if (measure or self.measure) == "gradient":
             return above
-        return above + self.negative.cumsum(0)[:-1] * above.new_tensor(self.grid.low_points)
+        return above + self.negative.cumsum(0)[:-1] * _points_on(self.grid, above.device)[0]
 
     def share(self, low_index: int = 0, high_index: int = 0, measure: Measure | None = None) -> float:
         """rho = P / (P + N) at grid point (low_index, high_index); NaN when nothing contributes."""
@@ -163,6 +180,7 @@ def contribution(
     *,
     measure: Measure = "gradient",
     token_weight: Float[Tensor, "*shape"] | None = None,
+    checked: bool = True,
 ) -> Contribution:
     """What each token adds to the positive and the negative side of an update, summed by interval of the grid.
 
@@ -177,21 +195,21 @@ def contribution(
         grid: the grid the bounds will be searched on.
         measure: the measure `select_bounds` will follow.
         token_weight: w per token: pi_rollout(y_t) for the weighting of Eq. 8, None for 1.
+        checked: look at the values, which waits for the device. Without, what is not finite ends up in the sums.
 
     Returns:
         Contribution in float64; add those of micro-batches, and all-reduce `.vector` over ranks.
 
     Raises:
-        ValueError: an unknown measure, or NaN, infinite or negative values inside the mask.
+        ValueError: an unknown measure, or NaN, infinite or negative values inside the mask (`checked`).
     """
-    if measure not in get_args(Measure):
-        raise ValueError(f"measure must be 'gradient' or 'surrogate', got {measure!r}")
+    require("measure", measure, "'gradient' or 'surrogate'", measure in get_args(Measure))
     weighted = advantage if token_weight is None else advantage.double() * token_weight
     weighted = torch.where(action_mask, weighted, 0).flatten()
     ratio = torch.where(action_mask, ratio, 1).flatten()
-    _check_values(weighted, ratio, None if token_weight is None else token_weight[action_mask])
-    high = torch.tensor(grid.high_points, dtype=torch.float64, device=ratio.device)
-    low = torch.tensor(grid.low_points, dtype=torch.float64, device=ratio.device)
+    if checked:
+        _check_values(weighted, ratio, None if token_weight is None else token_weight[action_mask])
+    low, high = _points_on(grid, ratio.device)
     positive, negative = weighted > 0, weighted < 0
     up = _binned(ratio, weighted, positive & (ratio >= high[0]), positive & (ratio < high[0]), high, untouched_bin=0)
     down = _binned(
@@ -215,15 +233,16 @@ def _check_values(weighted: Tensor, ratio: Tensor, token_weight: Tensor | None) 
 def _binned(
     ratio: Tensor, weighted: Tensor, touched: Tensor, untouched: Tensor, points: Tensor, *, untouched_bin: int
 ) -> tuple[Tensor, Tensor]:
-    """Sums of w|A| rho and w|A| by interval of one side; tokens that no bound can touch need no search for a bin."""
-    place = touched.nonzero().squeeze(1)
-    touched_ratio, touched_weight = ratio[place].double(), weighted[place].double()
+    """Sums of w|A| rho and w|A| by interval of one side; tokens that no bound can touch are summed apart."""
     # Upper intervals hold h_(k-1) <= rho < h_k, lower ones l_(m-1) < rho <= l_m.
-    bins = torch.bucketize(touched_ratio, points, right=untouched_bin == 0)
+    bins = torch.bucketize(ratio.double(), points, right=untouched_bin == 0)
+    touched_weight = torch.where(touched, weighted, 0).double()
     size = points.numel() + 1
-    # bincount of nothing is int64
-    of_ratio = torch.bincount(bins, weights=touched_weight * touched_ratio, minlength=size).double()
-    of_weight = torch.bincount(bins, weights=touched_weight, minlength=size).double()
+    # Not bincount, nor the touched tokens alone: their number would have to be waited for.
+    of_ratio, of_weight = (
+        torch.zeros(size, dtype=torch.float64, device=ratio.device).scatter_add_(0, bins, values)
+        for values in (touched_weight * ratio.double(), touched_weight)
+    )
     rest = torch.where(untouched, weighted, 0).double()
     of_ratio[untouched_bin] += torch.dot(rest, ratio.double())
     of_weight[untouched_bin] += rest.sum()
@@ -251,6 +270,32 @@ class BoundsSelection:
     inactive: bool
 
 
+@dataclass(frozen=True)
+class BoundsSearch:
+    """A finished search whose result is still on its device, so that nothing has to wait for it.
+
+    Attributes:
+        grid: that was searched.
+        vector: what `read` needs: steps, share before and after, exhausted, inactive.
+        bounds: the bounds found, as tensors without dimensions.
+    """
+
+    grid: BoundGrid
+    vector: Float64[Tensor, "5"]
+    bounds: ClipBounds
+
+    def read(self, vector: Float64[Tensor, "5"] | None = None) -> BoundsSelection:
+        """The result as plain numbers.
+
+        Args:
+            vector: `self.vector`, where it has been brought to the host with other things; None waits for the device.
+        """
+        steps, before, after, exhausted, inactive = (self.vector if vector is None else vector).tolist()
+        return BoundsSelection(
+            self.grid.path_bounds(int(steps)), before, after, int(steps), exhausted=exhausted > 0, inactive=inactive > 0
+        )
+
+
 def select_bounds(contribution: Contribution, grid: BoundGrid, *, target_share: float = 0.4) -> BoundsSelection:
     """The first bounds on BAPO's path whose share of positive contributions reaches the target (Algorithm 1).
 
@@ -269,28 +314,41 @@ def select_bounds(contribution: Contribution, grid: BoundGrid, *, target_share: 
     Raises:
         ValueError: target_share outside (0, 1), or a contribution of another grid.
     """
-    if not 0 < target_share < 1:
-        raise ValueError(f"target_share must be in (0, 1), got {target_share}")
+    return search_bounds(contribution, grid, target_share=target_share).read()
+
+
+def search_bounds(contribution: Contribution, grid: BoundGrid, *, target_share: float = 0.4) -> BoundsSearch:
+    """`select_bounds`, with the result left on the device of the contribution.
+
+    Args:
+        contribution: of the whole update.
+        grid: it was binned on.
+        target_share: rho_0 in (0, 1).
+
+    Raises:
+        ValueError: as `select_bounds`.
+    """
+    require("target_share", target_share, "in (0, 1)", 0 < target_share < 1)
     if contribution.grid != grid:
         raise ValueError(f"contribution was binned on {contribution.grid}, got grid {grid}")
-    positive, negative = contribution.positive_sums().cpu(), contribution.negative_sums().cpu()
-    # The path: the lower bound at its start while the upper runs, then the upper at its end while the lower runs.
-    path_positive = torch.cat([positive, positive[-1:].expand(negative.numel() - 1)])
-    path_negative = torch.cat([negative[:1].expand(positive.numel()), negative[1:]])
-    inactive = bool((path_positive == path_positive[0]).all() and (path_negative == path_negative[0]).all())
-    total = path_positive + path_negative
-    share = torch.where(total > 0, path_positive / total, torch.nan)
-    reached = (share >= target_share - TIE).nonzero()
+    positive, negative = _along_path(contribution.positive_sums(), contribution.negative_sums())
+    inactive = (positive == positive[0]).all() & (negative == negative[0]).all()
+    total = positive + negative
+    share = torch.where(total > 0, positive / total, torch.nan)
+    reached = share >= target_share - TIE
     # Without any negative token the start is kept, even where every positive one is clipped there (share 0/0).
-    keep_start = inactive or not bool(contribution.negative.any())
-    exhausted = not keep_start and reached.numel() == 0
-    steps = 0 if keep_start else int(reached[0]) if reached.numel() else share.numel() - 1
-    low_index, high_index = grid.path_point(steps)
-    return BoundsSelection(
-        bounds=ClipBounds(grid.low_points[low_index], grid.high_points[high_index]),
-        share_before=float(share[0]),
-        share_after=float(share[steps]),
-        steps=steps,
-        exhausted=exhausted,
-        inactive=inactive,
-    )
+    keep_start = inactive | ~contribution.negative.any()
+    exhausted = ~keep_start & ~reached.any()
+    first = reached.to(torch.uint8).argmax()
+    steps = torch.where(keep_start, 0, torch.where(exhausted, share.numel() - 1, first)).view(1)
+    vector = torch.cat([steps, share[:1], share.gather(0, steps), exhausted.view(1), inactive.view(1)])
+    low, high = _points_on(grid, share.device)
+    high, low = _along_path(high, low)
+    return BoundsSearch(grid, vector, ClipBounds(low.gather(0, steps)[0], high.gather(0, steps)[0]))
+
+
+def _along_path(of_high: Tensor, of_low: Tensor) -> tuple[Float64[Tensor, " path"], Float64[Tensor, " path"]]:
+    """Values by upper and by lower point, along the path: the lower bound stays while the upper rises, then moves."""
+    high = torch.cat([of_high, of_high[-1:].expand(of_low.numel() - 1)])
+    low = torch.cat([of_low[:1].expand(of_high.numel()), of_low[1:]])
+    return high, low

@@ -188,12 +188,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(options: argparse.Namespace, rest: list[str]) -> int:
-    from equipoise.training import run, settings
+    from equipoise.commands.threads import fit_threads
+    from equipoise.settings import reading as settings
+    from equipoise.trl import run
 
     if options.help:
         print(train_help())
         return 0
-    from equipoise.training.presets import merged
+    from equipoise.settings.presets import merged
 
     flags = settings.checked_keys(settings.read_flags(rest), "flag --")
     if options.resume is not None:
@@ -201,20 +203,20 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
             raise InputError("--resume takes the run's own configuration: leave --config out")
         if options.smoke:
             raise InputError("--smoke starts a run of its own: leave --resume out")
-        folder = run.resume(options.resume, flags)
+        folder = run.resume(options.resume, flags, on_model=fit_threads)
     elif options.smoke:
-        from equipoise.training.smoke import smoke
+        from equipoise.commands.smoke import smoke
 
         folder = smoke(merged(_keys(options.config), flags))
     else:
-        folder = run.train(merged(_keys(options.config), flags))
+        folder = run.train(merged(_keys(options.config), flags), on_model=fit_threads)
     print(f"Done: {folder}")
     return 0
 
 
 def _keys(config: str | None) -> dict:
     """The checked keys of a configuration file; none without one."""
-    from equipoise.training import settings
+    from equipoise.settings import reading as settings
 
     return {} if config is None else settings.checked_keys(settings.read_yaml(config), f"config {config}: ")
 
@@ -231,8 +233,9 @@ def _add_plan_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _plan(options: argparse.Namespace, rest: list[str]) -> int:
-    from equipoise.training import plan, settings
-    from equipoise.training.presets import merged
+    from equipoise.commands import plan
+    from equipoise.settings import reading as settings
+    from equipoise.settings.presets import merged
 
     flags = settings.checked_keys(settings.read_flags(rest), "flag --")
     plan.run_plan(merged(_keys(options.config), flags), options)
@@ -243,8 +246,8 @@ def train_help() -> str:
     """What `equipoise train --help` prints: the keys of equipoise; those of TRL are in TRL's documentation."""
     import dataclasses
 
-    from equipoise.training.config import OWN_FIELDS, EquipoiseConfig
-    from equipoise.training.settings import RunSettings
+    from equipoise.settings.run import RunSettings
+    from equipoise.trl.config import OWN_FIELDS, EquipoiseConfig
 
     lines = [
         "usage: equipoise train --config FILE [--key value …]",
@@ -284,10 +287,7 @@ def _add_data_arguments(parser: argparse.ArgumentParser, title: str, *, several:
         "--task", nargs="+" if several else None, help=f"{named}: ladder, reasoning_gym:NAME, aime_2024, …"
     )
     data.add_argument("--prompt_template", help="boxed, answer_tags or text with {prompt} in it")
-    data.add_argument("--dataset", help="JSONL, Parquet or CSV file, or hub id")
-    data.add_argument("--dataset_split", default="train", help="split of a hub data set (default: %(default)s)")
-    data.add_argument("--prompt_column", default="prompt")
-    data.add_argument("--answer_column", default="answer")
+    data.add_argument("--dataset", metavar="FILE", help="short for --task data:FILE: JSONL, Parquet, CSV or a hub id")
     data.add_argument("--chat", action="store_true", help="wrap text prompts as one user message")
     data.add_argument("--reward", help="exact, math or module:function (the first term of a sum counts)")
     return data
@@ -317,9 +317,10 @@ def _add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
-    from equipoise.training.comparison import evaluate_models
+    from equipoise.commands.evaluate import evaluate_models
 
     _no_rest(rest)
+    _read_data(options)
     evaluate_models(options)
     return 0
 
@@ -375,9 +376,10 @@ def _add_probe_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _probe(options: argparse.Namespace, rest: list[str]) -> int:
-    from equipoise.training import probing
+    from equipoise.commands import probe as probing
 
     _no_rest(rest)
+    _read_data(options)
     probing.print_report(probing.probe(options), options.output)
     return 0
 
@@ -391,14 +393,15 @@ def _add_doctor_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _doctor(options: argparse.Namespace, rest: list[str]) -> int:
-    from equipoise.training.doctor import doctor
+    from equipoise.commands.doctor import doctor
 
     _no_rest(rest)
+    _read_data(options)
     return doctor(options)
 
 
 def _compare(options: argparse.Namespace, rest: list[str]) -> int:
-    from equipoise.training.study_command import compare
+    from equipoise.commands.compare.command import compare
 
     _no_rest(rest)
     output = options.output or Path("runs") / options.study.stem
@@ -406,7 +409,7 @@ def _compare(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _warm_start(options: argparse.Namespace, rest: list[str]) -> int:
-    from equipoise.training.warm_starts import warm_start
+    from equipoise.models.warm_starts import warm_start
 
     _no_rest(rest)
     if options.steps is not None and options.steps < 1:
@@ -416,13 +419,30 @@ def _warm_start(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _quickstart(options: argparse.Namespace, rest: list[str]) -> int:
-    from equipoise.training.quickstart import quickstart
+    from equipoise.commands.quickstart import quickstart
 
     _no_rest(rest)
     quickstart(options.output, seed=options.seed)
     return 0
 
 
+def _read_data(options: argparse.Namespace) -> None:
+    """--dataset is another spelling of --task."""
+    from equipoise.settings.data_keys import data_term
+
+    if options.dataset is None:
+        return
+    if options.task is not None:
+        raise InputError("give either --task or --dataset, not both")
+    term = data_term(options.dataset)
+    options.task = [term] if options.command is _evaluate else term
+
+
 def _no_rest(rest: list[str]) -> None:
     if rest:
+        from equipoise.settings.data_keys import GONE, now_written
+
+        flag, _, value = rest[0].removeprefix("--").replace("-", "_").partition("=")
+        if flag in GONE:
+            raise InputError(f"flag --{now_written(flag, value or ' '.join(rest[1:2]) or '…')}")
         raise InputError(f"flag {rest[0]} is not known; see --help")

@@ -1,5 +1,7 @@
 """The clipped surrogate of PPO with absolute bounds, and which tokens its clip takes out of the gradient."""
 
+from typing import cast
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -11,7 +13,8 @@ def clipped_surrogate(
     ratio: Float[Tensor, "*shape"], advantage: Float[Tensor, "*shape"], bounds: ClipBounds
 ) -> Float[Tensor, "*shape"]:
     """min(rho A, clip(rho, low, high) A), to be maximised (arXiv 2510.18927, Eq. 4; absolute bounds, no epsilons)."""
-    return torch.minimum(ratio * advantage, ratio.clamp(bounds.low, bounds.high) * advantage)
+    low, high = cast(float, bounds.low), cast(float, bounds.high)  # two numbers, or two tensors
+    return torch.minimum(ratio * advantage, ratio.clamp(low, high) * advantage)
 
 
 def clipped_high(

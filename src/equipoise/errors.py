@@ -6,3 +6,20 @@ class InputError(ValueError):
 
     A `ValueError`, so that Python callers need to know nothing of this class.
     """
+
+
+def require(name: str, value: object, rule: str, holds: bool, *, error: type[ValueError] = ValueError) -> None:
+    """Refuse a value that breaks its rule: the one sentence for every range, "NAME must be RULE, got NAME=VALUE".
+
+    Args:
+        name: of the setting, as the user writes it.
+        value: that was given.
+        rule: what it must be, in words: "> 0", "in (0, 1]".
+        holds: whether it is so. A comparison with NaN is False: write the rule as what must hold.
+        error: what is raised; `InputError` where the command line is to print it.
+
+    Raises:
+        ValueError: it does not hold; `error`, if one is given.
+    """
+    if not holds:
+        raise error(f"{name} must be {rule}, got {name}={value!r}")

@@ -4,15 +4,20 @@ Source: "Entropy Polarity in Reinforcement Fine-Tuning: Direction, Asymmetry, an
 first-order formulas are derived (docs/mathematics.md); the form of the reweighting is our reading of the paper.
 """
 
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from equipoise.clipping import unclipped
+from equipoise.errors import require
 from equipoise.types import ClipBounds, TokenStatistics
+
+Values = TypeVar("Values", Tensor, np.ndarray)
 
 Branch = Literal["positive", "negative"]
 """Of polarity: tokens whose update expands the entropy, and tokens whose update contracts it."""
@@ -38,7 +43,30 @@ def predicted_entropy_change(
     is the tabular change at the token's own state: parameters shared between states are not in it.
     """
     ratio = ratio.detach()
-    return unclipped(ratio, advantage, bounds) * ratio * entropy_polarity(statistics, advantage)
+    return surviving_change(entropy_polarity(statistics, advantage), ratio, unclipped(ratio, advantage, bounds))
+
+
+def surviving_change(polarity: Values, ratio: Values, survives: Any) -> Values:
+    """m rho P, of tensors or of arrays: `predicted_entropy_change` where polarity and clip decisions were recorded.
+
+    Args:
+        polarity: P = A T, nats per unit step.
+        ratio: rho, shaped like it.
+        survives: m, booleans shaped like it: the token carries loss, and no clip has taken its gradient away.
+    """
+    return survives * ratio * polarity
+
+
+def balance_authority(expanding_flow: float, contracting_flow: float, acted_on: float | None = None) -> float:
+    """b* = (N - P) / (P' + N'): the strength * phase at which the predicted net flow is 0; 0 where nothing flows.
+
+    Args:
+        expanding_flow: P, sum of the positive predicted entropy changes, >= 0.
+        contracting_flow: N, sum of the magnitudes of the negative ones, >= 0.
+        acted_on: P' + N', the part of both that is reweighted; None: all of it, where b* is in [-1, 1].
+    """
+    total = expanding_flow + contracting_flow if acted_on is None else acted_on
+    return (contracting_flow - expanding_flow) / total if total > 0 else 0.0
 
 
 def expansion_threshold(statistics: TokenStatistics) -> Float[Tensor, "*shape"]:
@@ -80,8 +108,7 @@ class BranchWeights:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if not 0 < value < float("inf"):
-                raise ValueError(f"branch weights must be positive and finite, got {name}={value}")
+            require(f"branch weight {name}", value, "positive and finite", 0 < value < math.inf)
 
     @classmethod
     def of_branches(cls, expanding: float, contracting: float) -> "BranchWeights":

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 
@@ -49,14 +49,18 @@ class PolicyBatch:
 class ClipBounds:
     """Absolute bounds of the importance ratio, never epsilons: 0 < low <= 1 <= high.
 
+    Numbers, or tensors without dimensions where a search has left them on its device; those are not looked at.
+
     Raises:
         ValueError: when the bounds break that order or are not finite (high may be infinite: no upper clip).
     """
 
-    low: float
-    high: float
+    low: float | Float64[Tensor, ""]
+    high: float | Float64[Tensor, ""]
 
     def __post_init__(self) -> None:
+        if isinstance(self.low, Tensor) or isinstance(self.high, Tensor):
+            return
         if not (0 < self.low <= 1 <= self.high):  # NaN fails every comparison
             raise ValueError(
                 f"clip bounds must satisfy 0 < low <= 1 <= high, got ClipBounds(low={self.low}, high={self.high})"

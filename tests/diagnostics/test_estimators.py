@@ -42,7 +42,7 @@ def test_distinct_at_k_is_the_mean_over_subsets(counts):
 
 @pytest.mark.parametrize("k", [0, -1, 5])
 def test_k_outside_the_samples_is_refused(k):
-    message = rf"k must be in 1..num_samples, got k={k} with num_samples=4"
+    message = rf"k must be in 1..num_samples=4, got k={k}"
     with pytest.raises(ValueError, match=message):
         pass_at_k([1, 2], 4, k)
     with pytest.raises(ValueError, match=message):
@@ -84,5 +84,5 @@ def test_values_that_have_no_interval_are_refused(values):
 
 @pytest.mark.parametrize("settings", [{"level": 0.0}, {"level": 1.0}, {"num_resamples": 0}])
 def test_bootstrap_settings_out_of_range_are_refused(settings):
-    with pytest.raises(ValueError, match=r"level must be in \(0, 1\) and num_resamples positive"):
+    with pytest.raises(ValueError, match=r"(level must be in \(0, 1\)|num_resamples must be >= 1), got"):
         bootstrap_interval([1.0, 2.0], **settings)

@@ -34,5 +34,5 @@ def test_too_few_pairs_have_no_interval(a, b, mean):
 def test_refusals():
     with pytest.raises(ValueError, match="as many values on both sides, got 1 and 2"):
         paired_difference([1.0], [1.0, 2.0])
-    with pytest.raises(ValueError, match=r"level must be in \(0, 1\), got 1"):
+    with pytest.raises(ValueError, match=r"level must be in \(0, 1\), got level=1"):
         paired_difference([1.0], [1.0], level=1)

@@ -1,14 +1,12 @@
-"""The calculator task: sums, the environment, scripted episodes, the tokenizer whose template TRL can parse."""
+"""The calculator task: sums, the environment, scripted episodes."""
 
 import random
 
 import pytest
-from trl.chat_template_utils import parse_response
 
 from equipoise.errors import InputError
 from equipoise.tasks import named_task
-from equipoise.tasks.environments import calculator
-from equipoise.tasks.environments.calculator import calculator_task, calculator_tokenizer, scripted_episode
+from equipoise.tasks.environments.calculator import calculator_task, scripted_episode
 
 
 def test_sums_their_answers_and_their_split():
@@ -53,26 +51,6 @@ def test_what_is_said_in_the_end_is_the_answer():
     assert task.reward(completions=ends, **called) == [1.0, 0.25, 0.0, 0.0, 0.0]
 
 
-def test_a_tool_call_is_found_in_the_tokens_of_the_model():
-    tokenizer = calculator_tokenizer()
-    messages = [
-        {"role": "user", "content": "12 + 30 - 7 ="},
-        {"role": "assistant", "tool_calls": [
-            {"type": "function", "function": {"name": "calculate", "arguments": {"expression": "12 + 30"}}}
-        ]},
-        {"role": "tool", "name": "calculate", "content": "42"},
-        {"role": "assistant", "content": "35"},
-    ]  # fmt: skip
-    text = tokenizer.apply_chat_template(messages, tokenize=False)
-    assert " ".join(text.split()) == (
-        "<user> 12 + 30 - 7 = <assistant> <call> 12 + 30 </call> <eos> <tool> 42 <assistant> 35 <eos>"
-    )
-    prompt = tokenizer.encode("<user> 12 + 30 - 7 = <assistant>")
-    parsed = parse_response(tokenizer, tokenizer.encode("<call> 12 + 30 </call> <eos>"), prefix=prompt)
-    assert parsed["tool_calls"][0]["function"] == {"name": "calculate", "arguments": {"expression": "12 + 30"}}
-    assert parse_response(tokenizer, tokenizer.encode("35 <eos>"), prefix=prompt)["content"].strip() == "35"
-
-
 def test_scripted_episodes_are_right_as_often_as_their_skill_says():
     generator = random.Random(0)
     assert all(_right(*scripted_episode(generator, skill=1.0)) for _ in range(200))
@@ -91,11 +69,3 @@ def test_refused_parameters():
             named_task(f"calculator?{query}")
     with pytest.raises(InputError, match="task calculator has a reward of its own|leave reward out"):
         named_task("calculator", reward="math")
-
-
-def test_words_of_the_tokenizer_cover_every_episode():
-    tokenizer, generator = calculator_tokenizer(), random.Random(0)
-    unknown = tokenizer.convert_tokens_to_ids(calculator.UNKNOWN_TOKEN)
-    for _ in range(200):
-        prompt, turns = scripted_episode(generator)
-        assert unknown not in tokenizer.encode(" ".join([prompt, *(word for turn in turns for word in turn)]))

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from equipoise.tasks import is_valid_ladder, ladder_reward, ladder_task, ladder_tokenizer, random_walk_texts
+from equipoise.tasks import is_valid_ladder, ladder_reward, ladder_task, random_walk_texts
 
 
 def rewards(*pairs):
@@ -115,27 +115,3 @@ def test_random_walks_are_reproducible():
     assert random_walk_texts(5, np.random.default_rng(1)) == random_walk_texts(5, np.random.default_rng(1))
     generator = np.random.default_rng(1)
     assert random_walk_texts(5, generator) != random_walk_texts(5, generator)
-
-
-def test_tokenizer_gives_one_token_per_word_and_the_words_back():
-    tokenizer = ladder_tokenizer()
-    assert len(tokenizer) == 58
-    text = "12 40 = +7 19 +1 20 *2 40 -1 39 -7 32 <eos>"
-    ids = tokenizer(text)["input_ids"]
-    assert len(ids) == len(text.split())
-    assert tokenizer.decode(ids) == text
-    assert tokenizer.decode(ids, skip_special_tokens=True) == text.removesuffix(" <eos>")
-    assert tokenizer.decode([tokenizer.eos_token_id, tokenizer.pad_token_id], skip_special_tokens=True) == ""
-    assert tokenizer.eos_token_id != tokenizer.pad_token_id
-
-
-def test_tokenizer_knows_every_word_of_every_walk():
-    tokenizer = ladder_tokenizer()
-    for prompt, response in random_walk_texts(300, np.random.default_rng(2)):
-        assert tokenizer.decode(tokenizer(f"{prompt} {response}")["input_ids"]) == f"{prompt} {response}"
-
-
-@pytest.mark.parametrize("text", ["hello", "50", "12 50 =", "+2"])
-def test_tokenizer_refuses_other_words(text):
-    with pytest.raises(Exception, match="Missing .* token from the vocabulary"):
-        ladder_tokenizer()(text)

@@ -1,9 +1,11 @@
 import dataclasses
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from equipoise.errors import InputError
-from equipoise.tasks.terms import Term, called, check_parameters, configured, nearest, parsed_terms
+from equipoise.tasks.terms import Term, called, check_parameters, configured, nearest, parsed_terms, written
 
 
 @pytest.mark.parametrize(
@@ -16,13 +18,29 @@ from equipoise.tasks.terms import Term, called, check_parameters, configured, ne
         ("-1*a", [(-1.0, "a", {})]),
         ("data:/tmp/a b.jsonl", [(1.0, "data:/tmp/a b.jsonl", {})]),
         ("a?x='1'", [(1.0, "a", {"x": "1"})]),
+        ("a?x='1e3'&y='true'", [(1.0, "a", {"x": "1e3", "y": "true"})]),
+        ("2*a:'3*b?c=d&e + f.x'?g='h & i + j' + b", [(2.0, "a:3*b?c=d&e + f.x", {"g": "h & i + j"}), (1.0, "b", {})]),
+        ("a:'it''s' + a:b's", [(1.0, "a:it's", {}), (1.0, "a:b's", {})]),
+        (r'a:"tab\tquote\"end"', [(1.0, 'a:tab\tquote"end', {})]),
+        (r"data:C:\mine\a=b + c&d.jsonl?x=1", [(1.0, r"data:C:\mine\a=b", {}), (1.0, "c&d.jsonl", {"x": 1})]),
+        (r"data:'C:\mine\a=b + c&d.jsonl'?x=1", [(1.0, r"data:C:\mine\a=b + c&d.jsonl", {"x": 1})]),
     ],
 )
 def test_terms(text, terms):
     assert parsed_terms(text, "task") == [Term(*term) for term in terms]
 
 
-@pytest.mark.parametrize("text", ["", "a + ", " + a", "0.5*", "a*0.5", "1e999*a", "?x=1"])
+SIGNS = st.text(st.sampled_from("ab1e3 ?&*+=:'\"\\\n-."), min_size=1, max_size=12)
+VALUES = SIGNS | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.none()
+
+
+@given(SIGNS, st.dictionaries(st.sampled_from(["x", "answer_column"]), VALUES), st.floats(-1e6, 1e6))
+def test_a_term_is_read_back_as_it_was_whatever_is_in_it(name, parameters, weight):
+    terms = [Term(weight, f"data:{name}", parameters), Term(1.0, "ladder", {})]
+    assert parsed_terms(" + ".join(map(written, terms)), "task") == terms
+
+
+@pytest.mark.parametrize("text", ["", "a\0b", "a + ", " + a", "0.5*", "a*0.5", "1e999*a", "?x=1"])
 def test_what_is_no_term_is_refused(text):
     with pytest.raises(InputError, match='task must be terms "name.parameter=value&…", each with an optional weight'):
         parsed_terms(text, "task")

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from equipoise.balance import BoundGrid, BoundsSelection, Contribution, select_bounds
-from equipoise.types import ClipBounds
+from equipoise.errors import require
 
 
 class LaggedBounds:
@@ -21,7 +21,7 @@ class LaggedBounds:
     def __init__(self, grid: BoundGrid, *, target_share: float):
         self.grid, self.target_share = grid, target_share
         self.selection = BoundsSelection(
-            ClipBounds(grid.low[0], grid.high[0]), math.nan, math.nan, steps=0, exhausted=False, inactive=False
+            grid.path_bounds(0), math.nan, math.nan, steps=0, exhausted=False, inactive=False
         )
 
     def observe(self, contribution: Contribution) -> None:
@@ -41,10 +41,8 @@ class LaggedBounds:
             ValueError: a position that is not on this grid.
         """
         steps = state["steps"]
-        if not 0 <= steps < len(self.grid.low_points) + len(self.grid.high_points) - 1:
-            raise ValueError(f"steps must be a position on the grid {self.grid}, got {steps}")
-        low_index, high_index = self.grid.path_point(steps)
-        bounds = ClipBounds(self.grid.low_points[low_index], self.grid.high_points[high_index])
+        num_points = len(self.grid.low_points) + len(self.grid.high_points) - 1
+        require("steps", steps, f"a position on the grid {self.grid}", 0 <= steps < num_points)
         self.selection = BoundsSelection(
-            bounds, math.nan, math.nan, steps=steps, exhausted=state["exhausted"], inactive=False
+            self.grid.path_bounds(steps), math.nan, math.nan, steps=steps, exhausted=state["exhausted"], inactive=False
         )

@@ -11,7 +11,8 @@ from dataclasses import fields
 from typing import Any
 
 from equipoise.controllers.signals import PhaseSignal, ReferenceSignal, Trajectory
-from equipoise.polarity import BranchWeights
+from equipoise.errors import require
+from equipoise.polarity import BranchWeights, balance_authority
 
 logger = logging.getLogger("equipoise")
 
@@ -69,18 +70,18 @@ class PolarityController:
         release_after: float = 1.0,
     ):
         self.signal: PhaseSignal = ReferenceSignal() if signal is None else signal
-        _check("strength", strength, ">= 0", 0 <= strength < math.inf)
-        _check("smoothing", smoothing, "in [0, 1)", 0 <= smoothing < 1)
-        _check("slow_smoothing", slow_smoothing, f"in (smoothing={smoothing}, 1)", smoothing < slow_smoothing < 1)
-        _check("warmup_updates", warmup_updates, ">= 0", warmup_updates >= 0)
-        _check("release_after", release_after, "in (0, 1]", 0 < release_after <= 1)
+        require("strength", strength, ">= 0", 0 <= strength < math.inf)
+        require("smoothing", smoothing, "in [0, 1)", 0 <= smoothing < 1)
+        require("slow_smoothing", slow_smoothing, f"in (smoothing={smoothing}, 1)", smoothing < slow_smoothing < 1)
+        require("warmup_updates", warmup_updates, ">= 0", warmup_updates >= 0)
+        require("release_after", release_after, "in (0, 1]", 0 < release_after <= 1)
         if reference_entropy is not None:
-            _check("reference_entropy", reference_entropy, "> 0 nats", 0 < reference_entropy < math.inf)
+            require("reference_entropy", reference_entropy, "> 0 nats", 0 < reference_entropy < math.inf)
         else:
-            _check("reference_fraction", reference_fraction, "> 0", 0 < reference_fraction < math.inf)
+            require("reference_fraction", reference_fraction, "> 0", 0 < reference_fraction < math.inf)
             needed = isinstance(self.signal, ReferenceSignal)
             rule = ">= 1 when reference_entropy is not given"
-            _check("warmup_updates", warmup_updates, rule, warmup_updates >= 1 or not needed)
+            require("warmup_updates", warmup_updates, rule, warmup_updates >= 1 or not needed)
         self.strength, self.smoothing, self.slow_smoothing = strength, smoothing, slow_smoothing
         self.reference_fraction, self.warmup_updates = reference_fraction, warmup_updates
         self.release_after = release_after
@@ -106,7 +107,7 @@ class PolarityController:
                 if weight <= 0:
                     raise ValueError(
                         f"strength must leave every weight > 0, got strength={self.strength}, which brings "
-                        f"{name} to {weight:g}; keep it below 1, act on other quadrants, or set weight_bounds"
+                        f"{name} to {weight:g}; keep it below 1, or act on other quadrants"
                     )
 
     @property
@@ -159,9 +160,9 @@ class PolarityController:
             ValueError: a value that is not finite, a negative flow, a part that is missing or larger than its whole.
         """
         for name, value in (("entropy", entropy), ("expanding_flow", expanding_flow)):
-            _check(name, value, "finite and >= 0", 0 <= value < math.inf)
-        _check("contracting_flow", contracting_flow, "finite and >= 0", 0 <= contracting_flow < math.inf)
-        _check("progress", progress, "in [0, 1]", 0 <= progress <= 1)
+            require(name, value, "finite and >= 0", 0 <= value < math.inf)
+        require("contracting_flow", contracting_flow, "finite and >= 0", 0 <= contracting_flow < math.inf)
+        require("progress", progress, "in [0, 1]", 0 <= progress <= 1)
         flows = self._flows("expanding", expanding_flow, expanding_positive_flow)
         flows |= self._flows("contracting", contracting_flow, contracting_positive_flow)
         past = entropy if self.smoothed_entropy is None else self.smoothed_entropy
@@ -169,7 +170,7 @@ class PolarityController:
         past = entropy if self.slow_entropy is None else self.slow_entropy
         self.slow_entropy = self.slow_smoothing * past + (1 - self.slow_smoothing) * entropy
         acted_on = sum(flows[name] for name in self.quadrants)
-        self.demanded_authority = (contracting_flow - expanding_flow) / acted_on if acted_on > 0 else 0.0
+        self.demanded_authority = balance_authority(expanding_flow, contracting_flow, acted_on)
         self.progress = progress
         self.num_updates += 1
         if self._given_reference is None and self.num_updates <= self.warmup_updates:
@@ -187,7 +188,7 @@ class PolarityController:
         part = whole if positive is None else positive
         # Sums in float64 of the same terms in another order may differ in their last bits.
         holds = 0 <= part <= whole * (1 + 1e-9)
-        _check(f"{branch}_positive_flow", part, f"in [0, {branch}_flow={whole}]", holds)
+        require(f"{branch}_positive_flow", part, f"in [0, {branch}_flow={whole}]", holds)
         return {f"{branch}_positive": part, f"{branch}_negative": max(whole - part, 0.0)}
 
     def _watch_saturation(self, flows: Flows) -> None:
@@ -242,12 +243,6 @@ class PolarityController:
     )
 
 
-def balance_authority(expanding_flow: float, contracting_flow: float) -> float:
-    """b* = (N - P) / (N + P) in [-1, 1]: the strength * phase at which the predicted net flow is 0; 0 without flow."""
-    total = expanding_flow + contracting_flow
-    return (contracting_flow - expanding_flow) / total if total > 0 else 0.0
-
-
 def _checked_quadrants(quadrants: Collection[str]) -> tuple[str, ...]:
     unknown = [name for name in quadrants if name not in QUADRANTS]
     if isinstance(quadrants, str) or unknown or not quadrants or len(set(quadrants)) < len(quadrants):
@@ -256,14 +251,6 @@ def _checked_quadrants(quadrants: Collection[str]) -> tuple[str, ...]:
 
 
 def _checked_bounds(bounds: Sequence[float]) -> tuple[float, float]:
-    if len(bounds) != 2 or not 0 < bounds[0] <= 1 <= bounds[1] < math.inf:
-        raise ValueError(
-            f"weight_bounds must be two numbers [least, largest] with 0 < least <= 1 <= largest, "
-            f"got weight_bounds={list(bounds)}"
-        )
+    holds = len(bounds) == 2 and 0 < bounds[0] <= 1 <= bounds[1] < math.inf
+    require("weight_bounds", list(bounds), "two numbers [least, largest] with 0 < least <= 1 <= largest", holds)
     return (bounds[0], bounds[1])
-
-
-def _check(name: str, value: float, rule: str, holds: bool) -> None:
-    if not holds:
-        raise ValueError(f"{name} must be {rule}, got {name}={value}")

@@ -8,6 +8,8 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
+from equipoise.errors import require
+
 
 @dataclass(frozen=True)
 class Trajectory:
@@ -60,7 +62,7 @@ class ReferenceSignal:
     closed_loop: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _check_width(self.width)
+        require("width", self.width, "> 0", 0 < self.width < math.inf)
 
     @property
     def extremes(self) -> tuple[float, float]:
@@ -87,7 +89,7 @@ class TrendSignal:
     closed_loop: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _check_width(self.width)
+        require("width", self.width, "> 0", 0 < self.width < math.inf)
 
     @property
     def extremes(self) -> tuple[float, float]:
@@ -131,8 +133,8 @@ class ScheduleSignal:
     closed_loop: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not self.phases or not all(-1 <= phase <= 1 for phase in self.phases):
-            raise ValueError(f"phases must be one or more numbers in [-1, 1], got phases={list(self.phases)}")
+        holds = bool(self.phases) and all(-1 <= phase <= 1 for phase in self.phases)
+        require("phases", list(self.phases), "one or more numbers in [-1, 1]", holds)
 
     @property
     def extremes(self) -> tuple[float, float]:
@@ -149,8 +151,3 @@ class ScheduleSignal:
 
 def _clipped(gap: float) -> float:
     return min(max(gap, -1.0), 1.0)
-
-
-def _check_width(width: float) -> None:
-    if not 0 < width < math.inf:
-        raise ValueError(f"width must be > 0, got width={width}")

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from equipoise.errors import require
+
 
 def pass_at_k(num_correct: Sequence[int] | np.ndarray | int, num_samples: int, k: int) -> np.ndarray:
     """1 - C(n-c, k) / C(n, k): unbiased probability that one of k samples is correct (arXiv 2107.03374, Eq. 1).
@@ -64,10 +66,8 @@ def bootstrap_interval(
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or array.size == 0 or not np.isfinite(array).all():
         raise ValueError("bootstrap_interval needs a flat, non-empty sequence of finite values")
-    if not 0.0 < level < 1.0 or num_resamples < 1:
-        raise ValueError(
-            f"level must be in (0, 1) and num_resamples positive, got level={level}, num_resamples={num_resamples}"
-        )
+    require("level", level, "in (0, 1)", 0 < level < 1)
+    require("num_resamples", num_resamples, ">= 1", num_resamples >= 1)
     generator = np.random.default_rng(seed)
     means = [array[generator.integers(array.size, size=array.size)].mean() for _ in range(num_resamples)]
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
@@ -76,8 +76,7 @@ def bootstrap_interval(
 
 def _absence(multiplicity: np.ndarray, num_samples: int, k: int) -> np.ndarray:
     """C(n-m, k) / C(n, k): probability that none of m marked samples is among k of n drawn."""
-    if not 1 <= k <= num_samples:
-        raise ValueError(f"k must be in 1..num_samples, got k={k} with num_samples={num_samples}")
+    require("k", k, f"in 1..num_samples={num_samples}", 1 <= k <= num_samples)
     # As a product of k factors in [0, 1]: the binomials themselves overflow.
     drawn = np.arange(k)
     remaining = np.maximum(num_samples - multiplicity[..., None] - drawn, 0)

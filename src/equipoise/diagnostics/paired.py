@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtrit
 
+from equipoise.errors import require
+
 
 @dataclass(frozen=True)
 class PairedDifference:
@@ -47,8 +49,7 @@ def paired_difference(
     """
     if len(a) != len(b):
         raise ValueError(f"pairs need as many values on both sides, got {len(a)} and {len(b)}")
-    if not 0 < level < 1:
-        raise ValueError(f"level must be in (0, 1), got {level}")
+    require("level", level, "in (0, 1)", 0 < level < 1)
     differences = np.asarray(b, dtype=float) - np.asarray(a, dtype=float)
     differences = differences[np.isfinite(differences)]
     count, positive = len(differences), int((differences > 0).sum())

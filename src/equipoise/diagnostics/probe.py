@@ -13,6 +13,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.stats import rankdata
 
+from equipoise.polarity import balance_authority
+
 NUM_DECILES = 10
 NUM_RESAMPLES = 1000
 
@@ -128,14 +130,13 @@ def decile_correlation(groups: list[dict[str, float]]) -> float | None:
 
 
 def flows(tokens: ProbeTokens) -> dict[str, float | None]:
-    """Expanding and contracting flow per token, and b* = (N - P)/(N + P), the strength x phase that balances them."""
+    """Expanding and contracting flow per token, and b* (`balance_authority`); None where nothing flows."""
     expanding = float(tokens.polarity.clip(min=0).mean())
     contracting = float((-tokens.polarity).clip(min=0).mean())
-    total = expanding + contracting
     return {
         "expanding_flow": expanding,
         "contracting_flow": contracting,
-        "balance_authority": (contracting - expanding) / total if total else None,
+        "balance_authority": balance_authority(expanding, contracting) if expanding + contracting else None,
     }
 
 

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from equipoise.diagnostics.run_folder import EVALUATION_FILE, METRICS_FILE
 from equipoise.errors import InputError
-
-METRICS_FILE, EVALUATION_FILE = "metrics.jsonl", "evaluation.jsonl"
 
 
 @dataclass(frozen=True)

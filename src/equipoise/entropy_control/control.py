@@ -19,6 +19,7 @@ from equipoise.entropy_control.weights import (
     steer_weight,
     surprisal_weight,
 )
+from equipoise.errors import require
 from equipoise.types import ClipBounds
 
 
@@ -90,8 +91,7 @@ class EntropyControl:
             if name not in defaults:
                 raise ValueError(f"{self.name} has the settings {', '.join(defaults)}, got {name!r}")
             rule, holds = _RULES[name]
-            if not holds(value):
-                raise ValueError(f"{name} of {self.name} must be {rule}, got {name}={value}")
+            require(f"{name} of {self.name}", value, rule, holds(value))
         settings = self.settings
         if self.name == "clip_cov" and not settings["covariance_low"] < settings["covariance_high"]:
             raise ValueError(

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from equipoise.errors import require
 from equipoise.rollouts.records import check_logprobs
 
 
@@ -79,8 +80,7 @@ class PartialRollouts:
 
     def __init__(self, budget: int, max_length: int, eos_ids: Sequence[int]):
         for name, value in (("budget", budget), ("max_length", max_length)):
-            if value < 1:
-                raise ValueError(f"{name} must be >= 1, got {name}={value}")
+            require(name, value, ">= 1", value >= 1)
         self.budget, self.max_length, self.eos_ids = budget, max_length, frozenset(eos_ids)
         self.prompts: list[Prompt] = []
 

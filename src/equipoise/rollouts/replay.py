@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from equipoise.errors import require
 from equipoise.rollouts.records import Group, pack, unpack
 
 SAMPLING = ("uniform", "age", "advantage")
@@ -30,8 +31,7 @@ class ReplayBuffer:
 
     def __init__(self, capacity: int, max_age: int, sampling: str = "uniform", *, seed: int = 0):
         for name, value in (("capacity", capacity), ("max_age", max_age)):
-            if value < 1:
-                raise ValueError(f"{name} must be >= 1, got {name}={value}")
+            require(name, value, ">= 1", value >= 1)
         if sampling not in SAMPLING:
             raise ValueError(f"sampling must be one of {', '.join(map(repr, SAMPLING))}, got sampling={sampling!r}")
         self.capacity, self.max_age, self.sampling = capacity, max_age, sampling

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from equipoise.errors import require
+
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """The type sums over the vocabulary are formed in: float64 for float64, else float32."""
@@ -26,14 +28,12 @@ def check_head(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | N
     devices = {str(x.device) for x in (hidden, weight, targets, bias) if x is not None}
     if len(devices) > 1:
         raise ValueError(f"hidden, weight, targets and bias must be on one device, got {sorted(devices)}")
-    if softcap is not None and not 0 < softcap < math.inf:
-        raise ValueError(f"softcap must be > 0 and finite, or None, got {softcap}")
+    require("softcap", softcap, "> 0 and finite, or None", softcap is None or 0 < softcap < math.inf)
 
 
 def check_temperature(temperature: float) -> None:
     """Refuse a temperature that is not a positive finite number."""
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature must be > 0 and finite, got {temperature}")
+    require("temperature", temperature, "> 0 and finite", 0 < temperature < math.inf)
 
 
 def check_targets(targets: Int[Tensor, "*shape"], vocabulary: int) -> None:

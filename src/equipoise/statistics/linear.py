@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from equipoise.errors import require
 from equipoise.statistics import torch_rows, triton_fused, triton_rows
 from equipoise.statistics.carried import Carried
 from equipoise.statistics.checks import check_head, check_rows, check_targets, check_temperature
@@ -59,8 +60,7 @@ def linear_token_statistics(
             backend or one that cannot run here, or a row whose logits are -inf throughout.
     """
     check_head(hidden, weight, targets, bias, softcap)
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    require("backend", backend, f"one of {', '.join(BACKENDS)}", backend in BACKENDS)
     check_temperature(temperature)
     rows = _LinearStatistics.apply(
         hidden.reshape(-1, hidden.shape[-1]),

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from equipoise.errors import require
 from equipoise.statistics import torch_rows, triton_fused, triton_rows
 from equipoise.statistics.checks import accumulation_dtype, check_head, check_rows, check_targets, check_temperature
 from equipoise.statistics.gradients import Wanted, walk_back
@@ -67,8 +68,7 @@ def vocabulary_parallel_token_statistics(
     """
     check_head(hidden, weight_shard, targets, bias, softcap)
     check_temperature(temperature)
-    if vocabulary_start < 0:
-        raise ValueError(f"vocabulary_start must be >= 0, got {vocabulary_start}")
+    require("vocabulary_start", vocabulary_start, ">= 0", vocabulary_start >= 0)
     if not (dist.is_available() and dist.is_initialized()):
         raise ValueError(
             "statistics of a split vocabulary need torch.distributed.init_process_group to be called first"

@@ -2,7 +2,7 @@
 
 from equipoise.tasks.answers import check_answers
 from equipoise.tasks.datasets import load_examples
-from equipoise.tasks.ladder import is_valid_ladder, ladder_reward, ladder_task, ladder_tokenizer, random_walk_texts
+from equipoise.tasks.ladder import is_valid_ladder, ladder_reward, ladder_task, random_walk_texts
 from equipoise.tasks.mixtures import mixture
 from equipoise.tasks.prompts import PROMPT_TEMPLATES, content_key, with_template, without_held_out
 from equipoise.tasks.registry import check_task_name, known_tasks, named_task, templated, with_held_out
@@ -25,7 +25,6 @@ __all__ = [
     "known_tasks",
     "ladder_reward",
     "ladder_task",
-    "ladder_tokenizer",
     "load_examples",
     "math_reward",
     "mixture",

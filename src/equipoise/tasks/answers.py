@@ -4,9 +4,9 @@ import logging
 from collections.abc import Sequence
 
 from datasets import Dataset
-from tqdm import tqdm
 
 from equipoise.errors import InputError
+from equipoise.progress import progress_bar
 from equipoise.tasks.datasets import shortened
 from equipoise.tasks.rewards import golds_of, verifier_function, verifier_name
 from equipoise.tasks.verification import Verdict, shared_pool
@@ -47,8 +47,7 @@ def _check_math(dataset: Dataset, source: str, progress: bool) -> None:
             rows.setdefault(gold, row)
     golds = list(rows)
     texts = [gold if "\\boxed" in gold else f"\\boxed{{{gold}}}" for gold in golds]
-    with tqdm(total=len(golds), desc="check answers", unit="answer", leave=False,
-              disable=not progress or len(golds) < 5000) as bar:  # fmt: skip
+    with progress_bar("check answers", len(golds), "answer", shown=progress and len(golds) >= 5000) as bar:
         verdicts = shared_pool().verdicts(texts, [[gold] for gold in golds], done=bar.update)
     unparsed = [(rows[g], g, v) for g, v in zip(golds, verdicts, strict=True) if v.outcome == "bad_gold"]
     if unparsed:

@@ -11,10 +11,6 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import PreTrainedTokenizerFast
 
 from equipoise.tasks.task import Task
 
@@ -23,7 +19,7 @@ MAX_STEPS = 6
 MIN_DISTANCE, MAX_DISTANCE = 2, 5  # of a pair, in steps of the shortest chain
 HELD_OUT_FRACTION = 0.15
 MAX_COMPLETION_LENGTH = 2 * MAX_STEPS + 1  # an operation and a result per step, and the end of sequence
-EOS_TOKEN, PAD_TOKEN, SEPARATOR = "<eos>", "<pad>", "="
+SEPARATOR = "="
 
 OPERATIONS: dict[str, Callable[[int], int]] = {
     "+1": lambda number: number + 1,
@@ -121,25 +117,6 @@ def random_walk_texts(count: int, generator: np.random.Generator) -> list[tuple[
         generator: source of randomness; it is advanced.
     """
     return [_random_walk(generator) for _ in range(count)]
-
-
-def ladder_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer of one token per word: 50 numbers, 5 operations, "=", end of sequence and padding (58 tokens).
-
-    There is no unknown token: text with any other word raises an exception when it is encoded. Decoding gives back the
-    words separated by single spaces.
-    """
-    words = [*_NUMBERS, *OPERATIONS, SEPARATOR, EOS_TOKEN, PAD_TOKEN]
-    tokenizer = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unknown word>"))
-    tokenizer.pre_tokenizer = WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token=EOS_TOKEN,
-        pad_token=PAD_TOKEN,
-        padding_side="left",
-        model_max_length=3 + MAX_COMPLETION_LENGTH,
-        clean_up_tokenization_spaces=False,
-    )
 
 
 def _pairs() -> list[tuple[int, int]]:

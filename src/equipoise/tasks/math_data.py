@@ -68,7 +68,8 @@ def math_task(name: str, parameters: Mapping[str, Any], *, reward: str = "math",
         chat: make text prompts messages of the user.
 
     Returns:
-        A task. Prompts that occur more than once (by content) are kept once.
+        A task. Of a data set of the table, prompts that occur more than once (by content) are kept once; of the user's
+        data, rows that occur more than once: two episodes may begin alike.
 
     Raises:
         InputError: as `load_examples` and `check_answers`; wrong parameters; nothing left to train on.
@@ -94,7 +95,7 @@ def math_task(name: str, parameters: Mapping[str, Any], *, reward: str = "math",
         examples = load_examples(path, prompt_column=prompt_column, answer_column=answer_column, split=split, chat=chat)
         if known.list_literals:
             examples = _with_listed_answers(examples, path)
-        examples = _unique(examples)
+        examples = _unique(examples, whole_rows=name.startswith("data:"))
         if limit:
             examples = examples.select(range(min(limit, len(examples))))
         train, tested = _split(examples, held_out, seed)
@@ -121,8 +122,10 @@ def _with_listed_answers(examples: Dataset, source: str) -> Dataset:
     return with_column(examples, "answer", answers)
 
 
-def _unique(examples: Dataset) -> Dataset:
-    first = {content_key(prompt): row for row, prompt in reversed(list(enumerate(examples["prompt"])))}
+def _unique(examples: Dataset, *, whole_rows: bool) -> Dataset:
+    rest = examples.remove_columns("prompt") if whole_rows else None
+    keys = [(content_key(p), "" if rest is None else repr(rest[row])) for row, p in enumerate(examples["prompt"])]
+    first = {key: row for row, key in reversed(list(enumerate(keys)))}
     return examples if len(first) == len(examples) else examples.select(sorted(first.values()))
 
 

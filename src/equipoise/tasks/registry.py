@@ -104,6 +104,17 @@ def _check_name(term: Term) -> None:
         )
 
 
+def is_own_data(text: str) -> bool:
+    """Whether the text names data of the user, "data:…", and nothing else."""
+    terms = parsed_terms(text, "task")
+    return len(terms) == 1 and terms[0].name.startswith("data:")
+
+
+def takes_reward(text: str) -> bool:
+    """Whether the reward of the task, or of a part of it, is for the user to choose."""
+    return any(map(_takes_reward, parsed_terms(text, "task")))
+
+
 def _takes_reward(term: Term) -> bool:
     return term.name in MATH_DATA or term.name.startswith("data:")
 

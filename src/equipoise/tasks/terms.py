@@ -4,7 +4,8 @@
     math + 0.1*format?style=think + overlong?max=2048&buffer=512
 
 A sum is terms joined by " + " (with white space, so that a value may contain a plus); a term is
-[weight*]name[?parameter=value&parameter=value]; a value is read as YAML.
+[weight*]name[?parameter=value&parameter=value]; a value is read as YAML. What contains one of these signs goes in
+quotes, as in YAML: data:'what? 2*3 & more.jsonl'?answer_column='a & b'.
 """
 
 import dataclasses
@@ -14,13 +15,18 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
 from equipoise.errors import InputError
 from equipoise.tasks.datasets import one_line, shortened
 
+_QUOTED = re.compile(r"""(?<=[:=])('(?:[^']|'')*'|"(?:[^"\\]|\\.)*")(?=\s*(?:$|[?&]|\s\+\s))""", re.DOTALL)
+"""Quotes around a whole name after its prefix, or around a whole value."""
+
+_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
+_MASK = re.compile("\0(\\d+)\0")
 _WEIGHT = re.compile(r"^\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*\*\s*(.*)$", re.DOTALL)
 
 
@@ -49,36 +55,87 @@ def parsed_terms(text: str, what: str) -> list[Term]:
     Raises:
         InputError: an empty term, a weight that is no number, or a parameter without a value or given twice.
     """
-    return [_term(part, text, what) for part in re.split(r"\s\+\s", text)]
+    if "\0" in text:
+        _refuse_terms(text, what)
+    quoted: list[str] = []
+
+    def masked(match: re.Match) -> str:
+        quoted.append(match[1])
+        return f"\0{len(quoted) - 1}\0"
+
+    parts = re.split(r"\s\+\s", _QUOTED.sub(masked, text))
+    return [_term(part, quoted, text, what) for part in parts]
 
 
-def _term(part: str, text: str, what: str) -> Term:
+def _term(part: str, quoted: list[str], text: str, what: str) -> Term:
+    """One term; what was in quotes stands in it as its number in `quoted`."""
     weighted = _WEIGHT.match(part)
     weight, rest = (float(weighted[1]), weighted[2]) if weighted else (1.0, part)
     name, question, query = rest.strip().partition("?")
     name = name.strip()
     if not name or "*" in name or not math.isfinite(weight):
-        raise InputError(
-            f'{what} must be terms "name?parameter=value&…", each with an optional weight "0.5*" before it,'
-            f' joined by " + ", got {shortened(text)}'
-        )
+        _refuse_terms(text, what)
+    name = _MASK.sub(lambda match: str(_value(f"{what} {text}", "the name", quoted[int(match[1])])), name)
+    return Term(weight, name, _parameters(query, quoted, f"{what} {name}") if question else {})
+
+
+def _parameters(query: str, quoted: list[str], label: str) -> dict[str, Any]:
     parameters: dict[str, Any] = {}
-    for pair in query.split("&") if question else []:
-        key, equals, value = (piece.strip() for piece in pair.partition("="))
+    for pair in query.split("&"):
+        key, equals, value = (_unmasked(piece.strip(), quoted) for piece in pair.partition("="))
         if not key or not equals or key in parameters:
-            raise InputError(f"{what} {name}: every parameter must be given once as name=value, got {shortened(query)}")
-        parameters[key] = _value(what, name, key, value)
-    return Term(weight, name, parameters)
+            raise InputError(
+                f"{label}: every parameter must be given once as name=value, got {shortened(_unmasked(query, quoted))}"
+                "; a file's name with ? in it goes in quotes: data:'a?b.jsonl'"
+            )
+        parameters[key] = _value(label, f"parameter {key}", value)
+    return parameters
 
 
-def _value(what: str, name: str, key: str, text: str) -> Any:
+def _unmasked(piece: str, quoted: list[str]) -> str:
+    return _MASK.sub(lambda match: quoted[int(match[1])], piece)
+
+
+def _refuse_terms(text: str, what: str) -> NoReturn:
+    raise InputError(
+        f'{what} must be terms "name?parameter=value&…", each with an optional weight "0.5*" before it,'
+        f" joined by \" + \" (names with such signs in quotes: data:'a*b.jsonl'), got {shortened(text)}"
+    )
+
+
+def _value(label: str, piece: str, text: str) -> Any:
+    if text[:1] == "'" == text[-1:] and len(text) > 1:
+        return text[1:-1].replace("''", "'")  # as YAML, but a line break stays one
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise InputError(f"{what} {name}: parameter {key} cannot be read, got {shortened(text)}") from error
-    if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
+        raise InputError(f"{label}: {piece} cannot be read, got {shortened(text)}") from error
+    if isinstance(value, str) and text[:1] not in "'\"" and _EXPONENT.fullmatch(value):
         return float(value)  # YAML reads 1e-3 as a string
     return value
+
+
+def written(term: Term) -> str:
+    """The term as `parsed_terms` reads it back, with quotes where they are needed."""
+    prefix, colon, rest = term.name.partition(":")
+    name = f"{prefix}:{_quoted(rest)}" if colon and not _is_plain(rest) else term.name
+    pairs = "&".join(f"{key}={_written_value(value)}" for key, value in term.parameters.items())
+    return ("" if term.weight == 1 else f"{term.weight!r}*") + name + (f"?{pairs}" if pairs else "")
+
+
+def _written_value(value: Any) -> str:
+    if isinstance(value, str):
+        return value if _is_plain(value) and _value("", "", value) == value else _quoted(value)
+    return yaml.safe_dump(value, default_flow_style=True, width=math.inf).removesuffix("\n...\n").strip()
+
+
+def _is_plain(text: str) -> bool:
+    """Whether the text needs no quotes as a name; a value must not be read as a number or the like either."""
+    return text == text.strip() and not re.search(r"[?&*'\"\0]|\s\+(\s|$)|^\+\s", text)
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
 
 
 def nearest(name: str, known: Iterable[str], *, count: int = 3) -> str:

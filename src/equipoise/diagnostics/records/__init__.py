@@ -5,12 +5,11 @@ without this package. The columns, their units and what they mean: `COLUMNS`, an
 """
 
 from equipoise.diagnostics.records.reader import RecordFiles, read_records, record_files
-from equipoise.diagnostics.records.schema import COLUMNS, RECORDS_FOLDER, SCHEMA_VERSION, Column, RecordsError
+from equipoise.diagnostics.records.schema import COLUMNS, SCHEMA_VERSION, Column, RecordsError
 from equipoise.diagnostics.records.writer import TokenRecorder, drop_after
 
 __all__ = [
     "COLUMNS",
-    "RECORDS_FOLDER",
     "SCHEMA_VERSION",
     "Column",
     "RecordFiles",

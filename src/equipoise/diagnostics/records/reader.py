@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from equipoise.diagnostics.records.schema import COLUMNS, RECORDS_FOLDER, RecordsError, arrow_schema, check_version
+from equipoise.diagnostics.records.schema import COLUMNS, RecordsError, arrow_schema, check_version
+from equipoise.diagnostics.run_folder import RECORDS_FOLDER
 
 
 @dataclass(frozen=True)

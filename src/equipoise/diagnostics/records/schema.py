@@ -10,9 +10,6 @@ from equipoise.errors import InputError
 SCHEMA_VERSION = 1
 """Raised when a column changes its meaning or goes away; a new column alone does not raise it."""
 
-RECORDS_FOLDER = "tokens"
-"""The folder of the records inside a run folder."""
-
 _KIND, _VERSION, _UNITS = b"equipoise", b"equipoise_schema_version", b"equipoise_units"
 _TEXT = pa.dictionary(pa.int32(), pa.string())
 

@@ -17,6 +17,9 @@ import pyarrow.parquet as pq
 import torch
 
 from equipoise.diagnostics.records.schema import COLUMNS, RecordsError, arrow_schema
+from equipoise.errors import require
+from equipoise.files import PART, file_at_once
+from equipoise.splitmix import STEP, signed, splitmix64
 
 FILE_NAME = re.compile(r"part-(\d{6})-rank(\d{4})\.parquet")
 _PER_TOKEN = {name: column for name, column in COLUMNS.items() if column.per == "token"}
@@ -63,10 +66,9 @@ class TokenRecorder:
         flush_rows: int = 200_000,
         flush_seconds: float = 60.0,
     ):
-        if not 0 < fraction <= 1:
-            raise ValueError(f"fraction must be in (0, 1], got fraction={fraction}")
-        if flush_rows < 1 or not flush_seconds > 0:
-            raise ValueError(f"flush_rows must be >= 1 and flush_seconds > 0, got {flush_rows} and {flush_seconds}")
+        require("fraction", fraction, "in (0, 1]", 0 < fraction <= 1)
+        require("flush_rows", flush_rows, ">= 1", flush_rows >= 1)
+        require("flush_seconds", flush_seconds, "> 0", flush_seconds > 0)
         self.folder, self.run, self.rank, self.fraction, self.seed = Path(folder), run, rank, fraction, seed
         self._texts = _Texts(decode)
         self._flush_rows, self._flush_seconds = flush_rows, flush_seconds
@@ -101,7 +103,7 @@ class TokenRecorder:
         if self.fraction < 1:
             if sample is None:
                 raise ValueError("fraction < 1 chooses by number of the sample: give the column sample")
-            chosen = np.flatnonzero(_is_chosen(_on_cpu(sample), self.fraction, self.seed))
+            chosen = np.flatnonzero(_is_chosen(sample, self.fraction, self.seed))
         if len(chosen) == 0:
             return
         mask = arrays["action_mask"] if token_mask is None else torch.as_tensor(token_mask)
@@ -205,16 +207,8 @@ class TokenRecorder:
 
 def write_file(table: pa.Table, path: Path) -> None:
     """Write a Parquet file, whole or not at all, also when the machine goes down."""
-    temporary = path.with_suffix(".part")
-    try:
-        with temporary.open("wb") as file:
-            pq.write_table(table, file, compression="zstd", row_group_size=256 * 1024)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with file_at_once(path) as part, part.open("wb") as file:
+        pq.write_table(table, file, compression="zstd", row_group_size=256 * 1024)
 
 
 def drop_after(folder: str | Path, update: int, *, ranks: Callable[[int], bool] = lambda rank: True) -> None:
@@ -230,13 +224,13 @@ def drop_after(folder: str | Path, update: int, *, ranks: Callable[[int], bool] 
     """
     folder = Path(folder)
     for path in sorted(folder.glob("part-*")):
-        match = FILE_NAME.fullmatch(path.with_suffix(".parquet").name)
+        match = FILE_NAME.fullmatch(path.name.removesuffix(PART))
         if not match or not ranks(int(match[2])):
             continue
         try:
-            if path.suffix == ".part":
+            if path.suffix == PART:
                 path.unlink()
-            elif path.suffix == ".parquet":
+            else:
                 _keep_until(path, update)
         except OSError as error:
             raise RecordsError(_cause(path, error)) from error
@@ -294,14 +288,10 @@ def _checked(columns: dict[str, Any]) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _is_chosen(sample: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """Which samples are recorded: a hash of seed and number (the finaliser of SplitMix64) below `fraction`."""
-    with np.errstate(over="ignore"):
-        x = sample.astype(np.uint64) + np.uint64((seed * 0x9E3779B97F4A7C15 + 0x9E3779B97F4A7C15) % 2**64)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        x ^= x >> np.uint64(31)
-    return x / 2**64 < fraction
+def _is_chosen(sample: torch.Tensor, fraction: float, seed: int) -> np.ndarray:
+    """Which samples are recorded: a hash of seed and number, as a fraction of 2^64, below `fraction`."""
+    hashed = splitmix64(sample.long() + signed(seed * STEP))
+    return _on_cpu(hashed).view(np.uint64) / 2**64 < fraction
 
 
 def _copied(tensors: dict[str, torch.Tensor], chosen: np.ndarray, shape: tuple[int, ...]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from equipoise.diagnostics.report.data import Progress, report_data
 from equipoise.errors import InputError
+from equipoise.files import write_at_once, writing
 
 _ASSETS = files("equipoise.diagnostics.report") / "assets"
 SCRIPTS = ("base.js", "charts.js", "rollouts.js", "report.js")
@@ -26,13 +27,8 @@ def write_report(
     """
     check_output(output, force=force)
     data = report_data(folders, title=title, progress=progress)
-    temporary = output.with_name(output.name + ".part")
-    try:
-        temporary.write_text(page(data), encoding="utf-8")
-        os.replace(temporary, output)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise InputError(f"report {output} cannot be written: {error.strerror or error}") from error
+    with writing(f"report {output}"):
+        write_at_once(output, page(data))
     return data
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import yaml
 
-from equipoise.diagnostics.records import RECORDS_FOLDER, RecordFiles, record_files
-from equipoise.diagnostics.runs import METRICS_FILE, RunRecord, read_run
+from equipoise.diagnostics.records import RecordFiles, record_files
+from equipoise.diagnostics.run_folder import CONFIG_FILE, ENVIRONMENT_FILE, METRICS_FILE, RECORDS_FOLDER, RESOLVED_FILE
+from equipoise.diagnostics.runs import RunRecord, read_run
 from equipoise.errors import InputError
 
 NOT_A_SETTING = frozenset(
@@ -16,7 +17,7 @@ NOT_A_SETTING = frozenset(
 )
 """Keys in which seeds of the same settings may differ."""
 
-TASK_KEYS = ("task", "dataset", "eval_dataset", "reward")
+TASK_KEYS = ("task", "eval_task", "reward")
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,8 @@ def _source(folder: Path, name: str) -> Source:
     else:
         gaps.append(f"no {METRICS_FILE}: no curves over the updates")
     records = _records(folder, gaps)
-    given, resolved = (_mapping(folder / file, yaml.safe_load, gaps) for file in ("config.yaml", "resolved.yaml"))
-    environment = _mapping(folder / "environment.json", json.loads, gaps)
+    given, resolved = (_mapping(folder / file, yaml.safe_load, gaps) for file in (CONFIG_FILE, RESOLVED_FILE))
+    environment = _mapping(folder / ENVIRONMENT_FILE, json.loads, gaps)
     return Source(name, folder, record, records, given, resolved, environment, gaps)
 
 

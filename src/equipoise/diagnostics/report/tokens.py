@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from equipoise.diagnostics.records import RecordFiles
+from equipoise.polarity import surviving_change
 
 NEEDED = (
     "update", "sample", "group", "position", "token", "policy_version", "logprob", "ratio", "entropy", "polarity",
@@ -229,7 +230,7 @@ def read_rows(path: Path, group: int, columns: tuple[str, ...] = NEEDED) -> Rows
         arrays["prompt"] = np.array(table["prompt"].to_pylist(), dtype=object)
     passes = arrays["loss_mask"] & ~arrays["clipped_low"] & ~arrays["clipped_high"]
     ratio = np.where(np.isnan(arrays["ratio"]), 1.0, arrays["ratio"])
-    change = np.where(passes, np.nan_to_num(ratio * arrays["polarity"]), 0.0)
+    change = np.nan_to_num(surviving_change(arrays["polarity"], ratio, passes)) + 0.0  # 0, not -0, where m is 0
     return Rows(arrays, token.dictionary.to_pylist(), change)
 
 

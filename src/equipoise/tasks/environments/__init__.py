@@ -1,6 +1,6 @@
 """Environments for episodes of several turns: guarded against hanging and failing, and some to begin with."""
 
-from equipoise.tasks.environments.calculator import calculator_task, calculator_tokenizer
+from equipoise.tasks.environments.calculator import calculator_task
 from equipoise.tasks.environments.episode import Episode, EpisodeLimits, guarded
 from equipoise.tasks.environments.open_env import open_environment
 from equipoise.tasks.environments.reward import EpisodeReward, EpisodesFailedError
@@ -15,7 +15,6 @@ __all__ = [
     "EpisodesFailedError",
     "arithmetic",
     "calculator_task",
-    "calculator_tokenizer",
     "document_tools",
     "guarded",
     "open_environment",

@@ -9,10 +9,6 @@ import random
 from typing import Any
 
 from datasets import Dataset
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import PreTrainedTokenizerFast
 
 from equipoise.tasks.environments.episode import EpisodeLimits, guarded
 from equipoise.tasks.environments.reward import EpisodeReward
@@ -23,39 +19,7 @@ NUM_NUMBERS = 100  # 0 .. 99
 NUM_TERMS = (3, 4)
 NUM_TRAIN, NUM_HELD_OUT = 2000, 200
 MAX_COMPLETION_LENGTH = 40
-EOS_TOKEN, PAD_TOKEN, UNKNOWN_TOKEN = "<eos>", "<pad>", "<unknown>"
-USER, ASSISTANT, CALL, END_CALL, TOOL, ERROR = "<user>", "<assistant>", "<call>", "</call>", "<tool>", "error"
-
-CHAT_TEMPLATE = """\
-{%- for message in messages -%}
-{%- if message.role == 'user' -%}<user> {{ message.content }} {% elif message.role == 'tool' -%}
-<tool> {{ message.content }} {% elif message.tool_calls -%}
-<assistant> {% for call in message.tool_calls -%}
-{%- set function = call.function if call.function is defined else call -%}
-<call> {% if function.name != 'calculate' %}{{ function.name }} {% endif -%}
-{%- for name, value in function.arguments.items() -%}
-{% if name != 'expression' %}{{ name }} {% endif %}{{ value }} {% endfor -%}
-</call> {% endfor -%}<eos> {% else -%}<assistant> {{ message.content }} <eos> {% endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}<assistant> {% endif -%}"""
-
-RESPONSE_TEMPLATE: dict[str, Any] = {
-    "defaults": {"role": "assistant"},
-    "start_anchor": ASSISTANT,
-    "fields": {
-        "tool_calls": {
-            "open": CALL,
-            "close_pattern": rf"{END_CALL}\s*",
-            "repeats": True,
-            "content": "text",
-            "transform": {
-                "type": "function",
-                "function": {"name": "calculate", "arguments": {"expression": "{content}"}},
-            },
-        },
-        "content": {"close_pattern": rf"{EOS_TOKEN}\s*", "content": "text"},
-    },
-}
+CALL, END_CALL, ERROR = "<call>", "</call>", "error"
 
 
 class Calculator:
@@ -161,25 +125,6 @@ def scripted_episode(generator: random.Random, *, skill: float = 0.4) -> tuple[s
         turns.append([value])
     turns.append([value])
     return text, turns
-
-
-def calculator_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per word, with a chat template and the response template by which TRL finds the tool calls."""
-    words = [str(n) for n in range(NUM_NUMBERS)] + ["+", "-", "=", USER, ASSISTANT, CALL, END_CALL, TOOL, ERROR]
-    words += [EOS_TOKEN, PAD_TOKEN, UNKNOWN_TOKEN]
-    tokenizer = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token=UNKNOWN_TOKEN))
-    tokenizer.pre_tokenizer = WhitespaceSplit()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token=EOS_TOKEN,
-        pad_token=PAD_TOKEN,
-        unk_token=UNKNOWN_TOKEN,
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-    )
-    fast.chat_template = CHAT_TEMPLATE
-    fast.response_template = RESPONSE_TEMPLATE  # pyright: ignore[reportAttributeAccessIssue]
-    return fast
 
 
 def _sum(generator: random.Random) -> tuple[int, str]:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from tqdm import tqdm
 
 from equipoise.errors import InputError
+from equipoise.files import put
+from equipoise.progress import progress_bar
 from equipoise.tasks.datasets import one_line
 from equipoise.tasks.environments.episode import EpisodeLimits, guarded
 from equipoise.tasks.environments.reward import EpisodeReward
@@ -129,10 +130,11 @@ def textworld_task(
     where = Path(folder).expanduser() if folder else _cache_folder()
     seeds = [seed + number for number in range(games)]
     seeds += [seed + HELD_OUT_SEED_OFFSET + number for number in range(held_out)]
-    rows = [
-        _row(where, size, one)
-        for one in tqdm(seeds, desc="make games", unit="game", leave=False, disable=len(seeds) < 3)
-    ]
+    rows = []
+    with progress_bar("make games", len(seeds), "game", shown=len(seeds) >= 3) as bar:
+        for one in seeds:
+            rows.append(_row(where, size, one))
+            bar.update()
     train, tested = Dataset.from_list(rows[:games]), Dataset.from_list(rows[games:]) if held_out else None
     if tested is not None:
         train = without_held_out(train, tested, "textworld")
@@ -197,11 +199,10 @@ def _make(path: Path, size: dict[str, int], seed: int) -> None:
         settings: Any = {"rewards": "dense", "goal": "brief", "test": False}  # typed as text, but "test" is none
         game = simple.make(settings, options)
         textworld.generator.compile_game(game, options)
-    part.replace(path)
-    for suffix in (".ni", ".json"):
+    for suffix in (".z8", ".ni", ".json"):
         made = part.with_suffix(suffix)
         if made.exists():
-            made.replace(path.with_suffix(suffix))
+            put(made, path.with_suffix(suffix))
 
 
 def _cache_folder() -> Path:

@@ -1,0 +1,197 @@
+"""`equipoise doctor`: what is wrong with a run, a configuration or a model.
+
+The target is recognised by what is there: a run folder by its settings and metrics, a configuration by being a file, a
+model by its config.json or by being a hub id. Reads only; nothing is written.
+"""
+
+import argparse
+import dataclasses
+import json
+import re
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+
+from equipoise.commands import probe as probing
+from equipoise.commands.doctor_checks import (
+    SEQUENCES,
+    bf16_slowdown,
+    check_chat,
+    check_comparison,
+    check_padding,
+    check_probe,
+    check_tokens,
+    check_verifier,
+    compare_logprobs,
+)
+from equipoise.commands.threads import fit_threads
+from equipoise.diagnostics.doctor import (
+    RUN_CHECKS,
+    SETTINGS_CHECKS,
+    Finding,
+    RunEvidence,
+    SettingsEvidence,
+    as_json,
+    not_checked,
+    print_findings,
+)
+from equipoise.diagnostics.run_folder import ENVIRONMENT_FILE, METRICS_FILE, RESOLVED_FILE, is_run_folder
+from equipoise.diagnostics.runs import read_run
+from equipoise.errors import InputError
+from equipoise.models.loading import load_model, load_tokenizer
+from equipoise.settings.reading import build, checked_keys, read_yaml
+from equipoise.settings.run import RunSettings
+from equipoise.settings.task_loading import load_task
+from equipoise.tasks import Task
+from equipoise.trl import run
+
+Kind = Literal["run", "config", "model"]
+RUN_FILES = (METRICS_FILE, RESOLVED_FILE, ENVIRONMENT_FILE)
+DATA_KEYS = ("task", "chat", "reward", "prompt_template")
+PROBE = {
+    "optimizer": "adamw", "prompts": 8, "generations": 8, "batches": 2, "temperature": 1.0, "batch_size": 32, "seed": 0,
+}  # fmt: skip
+"""The small probe of --probe; `equipoise probe` has the larger one."""
+
+
+def doctor(options: argparse.Namespace) -> int:
+    """Examine the target that the flags name and print the findings; 1 when something is wrong, else 0.
+
+    Raises:
+        InputError: a target that is no run, configuration or model, or one that cannot be read.
+    """
+    kind = recognised(options.target)
+    if options.probe and kind == "config":
+        raise InputError(f"--probe needs a run or a model, and {options.target} was taken for a config")
+    try:
+        findings = {"run": _run, "config": _config, "model": _model}[kind](options)
+    except InputError as error:
+        raise InputError(f"{options.target} was taken for a {kind}: {error}") from error
+    if options.json:
+        print(json.dumps(as_json(options.target, kind, findings), indent=2, ensure_ascii=False))
+    else:
+        print_findings(options.target, kind, findings, Console())
+    return int(any(finding.severity == "wrong" for finding in findings))
+
+
+def recognised(target: str) -> Kind:
+    """What a target is.
+
+    Raises:
+        InputError: when it is none of the three; says what it lacks.
+    """
+    path = Path(target)
+    if path.is_file():
+        return "config"
+    if path.is_dir():
+        if any((path / name).is_file() for name in RUN_FILES):
+            return "run"
+        if any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
+            return "model"
+        raise InputError(
+            f"{target} is no run (it has no {METRICS_FILE}), no configuration (it is no file) and no model (it has no "
+            f"config.json)"
+        )
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", target) and not target.startswith(".") and path.suffix not in (".yaml", ".yml"):
+        return "model"
+    raise InputError(f"{target} is no run, no configuration and no model: there is no such file or folder")
+
+
+def _run(options: argparse.Namespace) -> list[Finding]:
+    folder = Path(options.target)
+    record = read_run(folder)
+    if not record.metrics:
+        raise InputError(f"its {METRICS_FILE} is empty: no update has been logged")
+    given = run.run_settings(folder) if is_run_folder(folder) else {}
+    resolved = read_yaml(folder / RESOLVED_FILE) if (folder / RESOLVED_FILE).is_file() else {}
+    environment = _environment(folder)
+    findings = [check(RunEvidence(record, resolved)) for check in RUN_CHECKS]
+    task, reason = _task(options, given)
+    device = str(environment.get("device", "cpu")).split(":")[0]
+    findings += _settings(given, resolved, environment.get("world_size", 1), device, task)
+    findings.append(check_verifier(task, reason))
+    return [*findings, _probed(options, resolved)]
+
+
+def _environment(folder: Path) -> dict[str, Any]:
+    path = folder / ENVIRONMENT_FILE
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} is no JSON: {error.msg}") from error
+
+
+def _config(options: argparse.Namespace) -> list[Finding]:
+    given = checked_keys(read_yaml(options.target), f"config {options.target}: ")
+    task, reason = _task(options, given)
+    # What flags of `equipoise train` would add does not hinder the examination of the rest.
+    later = {"model": "MODEL", "output_dir": "RUN"} | ({} if given.get("task") else {"task": "ladder"})
+    settings, config = build(later | given)
+    values = vars(settings) | config.to_dict()
+    findings = _settings(given, values, config.world_size, config.device.type, task)
+    return [*findings, check_verifier(task, reason)]
+
+
+def _settings(
+    given: dict[str, Any], values: dict[str, Any], world_size: int, device: str, task: Task | None
+) -> list[Finding]:
+    if not values:
+        return [not_checked("settings", f"there is no {RESOLVED_FILE}")]
+    defaults = {f.name: f.default for f in dataclasses.fields(RunSettings) if f.default is not dataclasses.MISSING}
+    evidence = SettingsEvidence(
+        settings=defaults | given | values,
+        given=given,
+        world_size=world_size,
+        device=device,
+        bf16_slowdown=bf16_slowdown() if values.get("bf16") and device == "cpu" else None,
+        completion_tokens=None if task is None else task.max_completion_length,
+    )
+    return [check(evidence) for check in SETTINGS_CHECKS]
+
+
+def _task(options: argparse.Namespace, given: dict[str, Any]) -> tuple[Task | None, str]:
+    """The data that the flags name, else that of the run or configuration; or why there is none."""
+    flags = {key: getattr(options, key) for key in DATA_KEYS}
+    data = flags if options.task else {key: given[key] for key in DATA_KEYS if key in given}
+    if not data.get("task"):
+        return None, "no data was named: give --task, or --dataset and --reward"
+    try:
+        return load_task(RunSettings(model="MODEL", **data)), ""
+    except InputError as error:
+        if data is flags:
+            raise
+        return None, f"the data cannot be loaded: {error}"
+
+
+def _model(options: argparse.Namespace) -> list[Finding]:
+    task, reason = _task(options, {})
+    on_cpu = not torch.accelerator.is_available()
+    tokenizer, model = load_tokenizer(options.target), load_model(options.target, on_cpu=on_cpu)
+    fit_threads(model, on_cpu=on_cpu)
+    if not on_cpu:
+        model = model.to(str(torch.accelerator.current_accelerator()))  # pyright: ignore[reportArgumentType]
+    findings = [check_tokens(model, tokenizer), check_chat(tokenizer, task)]
+    comparison = compare_logprobs(model, tokenizer, None if task is None else task.train[:SEQUENCES]["prompt"])
+    findings += [check_comparison(comparison), check_padding(comparison), check_verifier(task, reason)]
+    return [*findings, _probed(options, {})]
+
+
+def _probed(options: argparse.Namespace, settings: dict[str, Any]) -> Finding:
+    name = "learning rate and first order"
+    if not options.probe:
+        return not_checked(name, "not asked for: --probe takes one step and measures it")
+    rate = options.learning_rate or settings.get("learning_rate") or 1e-5
+    with tempfile.TemporaryDirectory() as folder:
+        values = PROBE | {key: getattr(options, key) for key in DATA_KEYS}
+        values |= {"model": options.target, "learning_rate": rate}
+        values["max_new_tokens"] = settings.get("max_completion_length")
+        try:
+            report = probing.probe(argparse.Namespace(**values, output=Path(folder) / "probe"))
+        except InputError as error:
+            return not_checked(name, str(error))
+    return check_probe(report, probing.MEANINGLESS)

@@ -1,0 +1,318 @@
+"""`equipoise probe`: one real optimizer step, and what it did to the entropy, beside what polarity predicted.
+
+For every batch: completions are sampled and rewarded; the gradient of the policy objective and that of the entropy are
+taken at the same contexts (two forward and backward passes); one step of a fresh optimizer; the entropies again (one
+forward pass); then the weights go back. Nothing on disk is changed but the new output folder.
+"""
+
+import argparse
+import csv
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from equipoise.commands.threads import fit_threads
+from equipoise.diagnostics.probe import (
+    ProbeTokens,
+    decile_correlation,
+    deciles,
+    first_order_remainder,
+    flows,
+    token_agreement,
+    vocabulary_flows,
+)
+from equipoise.diagnostics.probe_figure import probe_figure
+from equipoise.diagnostics.run_folder import is_run_folder, model_of
+from equipoise.errors import InputError
+from equipoise.files import folder_at_once, writing
+from equipoise.models.loading import encoded_prompt, load_model, load_tokenizer
+from equipoise.models.randomness import seeded
+from equipoise.models.sampling import Completion, Sampler, evaluation_mode, rewards_of
+from equipoise.models.statistics_head import add_statistics_head
+from equipoise.polarity import entropy_polarity, expansion_threshold
+from equipoise.progress import progress_bar
+from equipoise.settings.run import RunSettings
+from equipoise.settings.task_loading import load_task
+from equipoise.tasks.task import Task
+from equipoise.trl import run
+from equipoise.types import TokenStatistics
+
+logger = logging.getLogger("equipoise")
+
+OPTIMIZERS = ("adamw", "sgd")
+VOCABULARY_TOKENS = 50
+MEANINGLESS = 0.5
+"""Relative remainder of the first order above which a probe says so."""
+
+
+def probe(options: argparse.Namespace) -> dict[str, Any]:
+    """Probe the model that the flags name; writes probe.json, tokens.csv and probe.png in the output folder.
+
+    Returns:
+        What is in probe.json.
+
+    Raises:
+        InputError: flags that do not fit, a model or data that cannot be loaded, rewards that give no advantage.
+    """
+    _check(options)
+    settings = _settings(options)
+    task = load_task(settings)
+    needed = options.prompts * options.batches
+    if len(task.train) < needed:
+        flags = f"--prompts {options.prompts} x --batches {options.batches}"
+        raise InputError(f"{flags} need {needed} prompts, the data has {len(task.train)}")
+    on_cpu = not torch.accelerator.is_available()
+    tokenizer = load_tokenizer(settings.model)
+    # In float32: the step of a usual learning rate is lost in the rounding of bf16 weights.
+    model = load_model(settings.model, on_cpu=on_cpu, dtype=torch.float32)
+    _thaw_adapter(model, settings.model)
+    fit_threads(model, on_cpu=on_cpu)
+    if not on_cpu:
+        cast(Any, model).to(torch.accelerator.current_accelerator())
+    add_statistics_head(model, temperature=options.temperature)
+    length = options.max_new_tokens or task.max_completion_length or 512
+    sampler = Sampler(model, tokenizer, length, options.batch_size)
+    parts, batches = [], []
+    bar = progress_bar("probe", options.batches, "batch")
+    with bar, evaluation_mode(model), seeded(options.seed):
+        order = torch.randperm(len(task.train))[:needed].tolist()
+        for number in range(options.batches):
+            bar.update(number - bar.n)
+            rows = task.train.select(order[number * options.prompts : (number + 1) * options.prompts])
+            rollout = _sample(sampler, tokenizer, rows, task, options)
+            if not rollout.advantages.any():
+                continue  # no gradient
+            tokens, summary = _probe_batch(model, rollout, options, number)
+            parts.append(tokens)
+            batches.append(summary)
+    if not parts:
+        raise InputError(
+            f"every group of {options.generations} completions got equal rewards: no advantage, nothing to probe; "
+            f"raise --generations or --prompts, or take easier or harder prompts"
+        )
+    return _write(ProbeTokens.concatenated(parts), batches, tokenizer, options)
+
+
+def _thaw_adapter(model: Any, name: str) -> None:
+    """A saved LoRA adapter is loaded frozen; the probe's step is one of training, on the adapter alone."""
+    if any(p.requires_grad for p in model.parameters()):
+        return
+    for parameter_name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in parameter_name)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise InputError(f"model {name} has no parameter to train: neither weights nor a LoRA adapter")
+
+
+def _check(options: argparse.Namespace) -> None:
+    for flag, least in (("prompts", 1), ("generations", 2), ("batches", 1), ("batch_size", 1), ("max_new_tokens", 1)):
+        value = getattr(options, flag)
+        if value is not None and value < least:
+            raise InputError(f"--{flag} must be >= {least}, got {value}")
+    for flag in ("learning_rate", "temperature"):
+        if not 0 < getattr(options, flag) < float("inf"):
+            raise InputError(f"--{flag} must be > 0, got {getattr(options, flag)}")
+    if options.output.exists():
+        raise InputError(f"--output {options.output} exists; choose another folder")
+
+
+def _settings(options: argparse.Namespace) -> RunSettings:
+    """Model and data of the flags; of the run, where a run folder is given and the flags name no data."""
+    keys = run.run_settings(Path(options.model)) if is_run_folder(options.model) else {}
+    if keys.get("environment") and not options.task:
+        raise InputError(f"{options.model} was trained in an environment, which the probe does not play: give --task")
+    names = ("task", "chat", "reward", "prompt_template")
+    data = {name: getattr(options, name) if options.task else keys.get(name) for name in names}
+    if data["task"] is None:
+        raise InputError(f"{options.model} names no data: give --task, or --dataset and --reward")
+    return RunSettings(model=model_of(options.model), **{name: value for name, value in data.items() if value})
+
+
+@dataclass(frozen=True)
+class _Rollout:
+    """Completions of one batch with their group-normalised advantages; prompt and sample number each of them."""
+
+    prompt_ids: list[list[int]]
+    completions: list[Completion]
+    advantages: Tensor
+    rewards: list[float]
+
+
+def _sample(sampler: Sampler, tokenizer: Any, rows: Dataset, task: Task, options: argparse.Namespace) -> _Rollout:
+    ids = [encoded_prompt(tokenizer, prompt, row) for row, prompt in enumerate(rows["prompt"], start=1)]
+    repeated = [i for i in ids for _ in range(options.generations)]
+    completions = sampler.completions(repeated, options.temperature, lambda _: None)
+    scored = rewards_of(task.reward, rows, completions, options.generations)
+    rewards = torch.tensor([0.0 if r is None else r for r in scored]).view(-1, options.generations)
+    centred = rewards - rewards.mean(1, keepdim=True)
+    advantages = centred / (rewards.std(1, keepdim=True) + 1e-4)  # as in GRPO
+    return _Rollout(repeated, completions, advantages.flatten(), rewards.flatten().tolist())
+
+
+def _probe_batch(
+    model: Any, rollout: _Rollout, options: argparse.Namespace, number: int
+) -> tuple[ProbeTokens, dict[str, float]]:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    num_tokens = sum(len(c.ids) for c in rollout.completions)
+    advantages = rollout.advantages.to(model.device)
+    before: list[tuple[TokenStatistics, Tensor]] = []
+    model.zero_grad(set_to_none=True)
+    for place, statistics, scored in _passes(model, rollout, options.batch_size):
+        before.append((TokenStatistics(*(x.detach() for x in statistics)), scored))
+        objective = (statistics.logprob * advantages[place, None])[scored].sum() / num_tokens
+        (-objective).backward()
+    gradient = [None if p.grad is None else p.grad.clone() for p in parameters]
+    model.zero_grad(set_to_none=True)
+    for _, statistics, scored in _passes(model, rollout, options.batch_size):
+        (statistics.entropy[scored].sum() / num_tokens).backward()
+    entropy_gradient = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters]
+    original = [p.detach().clone() for p in parameters]
+    for parameter, value in zip(parameters, gradient, strict=True):
+        parameter.grad = value
+    kind = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[options.optimizer]
+    kind(parameters, lr=options.learning_rate, weight_decay=0.0).step()
+    model.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        step = [p - o for p, o in zip(parameters, original, strict=True)]
+        first_order = sum(float((g.double() * d.double()).sum()) for g, d in zip(entropy_gradient, step, strict=True))
+        after = [statistics.entropy for _, statistics, _ in _passes(model, rollout, options.batch_size)]
+        for parameter, value in zip(parameters, original, strict=True):
+            parameter.copy_(value)
+    tokens = _tokens(rollout, before, after, options.generations, number)
+    realised = float(tokens.realised.mean())
+    return tokens, {
+        "tokens": num_tokens,
+        "reward": float(np.mean(rollout.rewards)),
+        "entropy": float(tokens.entropy.mean()),
+        "net_flow": float(tokens.polarity.mean()),
+        "first_order": first_order,
+        "realised": realised,
+    }
+
+
+def _passes(model: Any, rollout: _Rollout, batch_size: int) -> Iterator[tuple[slice, TokenStatistics, Tensor]]:
+    """Statistics [sequences, length - 1] of some sequences at a time, and which of their tokens were sampled."""
+    for begin in range(0, len(rollout.completions), batch_size):
+        place = slice(begin, begin + batch_size)
+        pairs = list(zip(rollout.prompt_ids[place], rollout.completions[place], strict=True))
+        length = max(len(prompt) + len(completion.ids) for prompt, completion in pairs)
+        ids, labels, mask = torch.zeros(3, len(pairs), length, dtype=torch.long)
+        labels -= 100
+        for row, (prompt, completion) in enumerate(pairs):
+            end = len(prompt) + len(completion.ids)
+            ids[row, :end] = torch.tensor(prompt + completion.ids)
+            labels[row, len(prompt) : end] = torch.tensor(completion.ids)
+            mask[row, :end] = 1
+        ids, labels, mask = (x.to(model.device) for x in (ids, labels, mask))
+        output = model(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True)
+        statistics = TokenStatistics(output.log_probs, output.entropy, output.tendency, output.correction)
+        yield place, statistics, labels[:, 1:] != -100
+
+
+def _tokens(
+    rollout: _Rollout, before: list[tuple[TokenStatistics, Tensor]], after: list[Tensor], generations: int, number: int
+) -> ProbeTokens:
+    lengths = np.array([len(c.ids) for c in rollout.completions])
+    sequence = np.repeat(np.arange(len(lengths)), lengths)
+    num_prompts = len(lengths) // generations
+    statistics = TokenStatistics(
+        *(
+            torch.cat([getattr(s, name)[m] for s, m in before])
+            for name in ("logprob", "entropy", "tendency", "correction")
+        )
+    )
+    entropy_after = torch.cat([e[m] for e, (_, m) in zip(after, before, strict=True)])
+    advantage = rollout.advantages.to(statistics.entropy.device)[torch.from_numpy(sequence)]
+
+    def array(x: Tensor) -> np.ndarray:
+        return x.double().cpu().numpy()
+
+    return ProbeTokens(
+        batch=np.full(len(sequence), number),
+        prompt=number * num_prompts + sequence // generations,
+        sample=sequence % generations,
+        position=np.concatenate([np.arange(n) for n in lengths]),
+        token_id=np.concatenate([np.array(c.ids) for c in rollout.completions]),
+        logprob=array(statistics.logprob),
+        entropy=array(statistics.entropy),
+        threshold=array(expansion_threshold(statistics)),
+        advantage=array(advantage),
+        polarity=array(entropy_polarity(statistics, advantage)),
+        realised=array(entropy_after.double() - statistics.entropy.double()),
+    )
+
+
+def _write(tokens: ProbeTokens, batches: list[dict[str, float]], tokenizer: Any, options: argparse.Namespace) -> dict:
+    groups = deciles(tokens)
+    vocabulary = vocabulary_flows(tokens, VOCABULARY_TOKENS)
+    report = {
+        "model": options.model,
+        "optimizer": options.optimizer,
+        "learning_rate": options.learning_rate,
+        "temperature": options.temperature,
+        "seed": options.seed,
+        "per_token": token_agreement(tokens),
+        "deciles": groups,
+        "decile_pearson": decile_correlation(groups),
+        "batches": batches,
+        "batches_without_advantage": options.batches - len(batches),
+        "remainder": first_order_remainder([b["realised"] for b in batches], [b["first_order"] for b in batches]),
+        **flows(tokens),
+        "vocabulary": {
+            side: [entry | {"text": tokenizer.decode([entry["token_id"]])} for entry in entries]
+            for side, entries in vocabulary.items()
+        },
+    }
+    # Over all batches: in one alone the first order may be near zero by chance.
+    remainder = report["remainder"]
+    if remainder > MEANINGLESS:
+        logger.warning(
+            "The step is too large for first order: the realised change differs from it by %.0f%%. Lower "
+            "--learning_rate (now %g).", 100 * remainder, options.learning_rate,
+        )  # fmt: skip
+    with writing(f"--output {options.output}"), folder_at_once(options.output) as staging:
+        (staging / "probe.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+        _write_tokens(tokens, tokenizer, staging / "tokens.csv")
+        probe_figure(tokens, report, staging / "probe.png")
+    return report
+
+
+def _write_tokens(tokens: ProbeTokens, tokenizer: Any, path: Path) -> None:
+    names = [f.name for f in fields(ProbeTokens)]
+    texts = {int(i): tokenizer.decode([int(i)]) for i in np.unique(tokens.token_id)}
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow([*names, "text"])
+        for row in zip(*(getattr(tokens, name).tolist() for name in names), strict=True):
+            numbers = [f"{value:.9g}" if isinstance(value, float) else value for value in row]
+            writer.writerow([*numbers, texts[row[names.index("token_id")]]])
+
+
+def print_report(report: dict[str, Any], output: Path) -> None:
+    """The main numbers, in words."""
+    agreement = report["per_token"]
+
+    def number(value: float | None) -> str:
+        return "–" if value is None else f"{value:.3f}"
+
+    print(f"tokens with an advantage: {agreement['tokens']}")
+    print(f"polarity against realised change, per token: Pearson {number(agreement['pearson'])}, "
+          f"Spearman {number(agreement['spearman'])}")  # fmt: skip
+    print(f"in deciles: Pearson {number(report['decile_pearson'])}")
+    for place, batch in enumerate(report["batches"], start=1):
+        print(
+            f"batch {place}: entropy {batch['entropy']:.3f}, realised {batch['realised']:+.3e}, first order "
+            f"{batch['first_order']:+.3e}, net flow {batch['net_flow']:+.3e}"
+        )
+    if report["batches_without_advantage"]:
+        print(f"{report['batches_without_advantage']} more without any advantage: left out")
+    print(f"first order against realised, over all batches: differs by {100 * report['remainder']:.1f}%")
+    print(f"b* = {number(report['balance_authority'])}")
+    print(f"Everything: {output}")

@@ -1,0 +1,71 @@
+"""What lies where in a run folder, for whoever writes or reads one.
+
+RUN/config.yaml       the keys that were given: `equipoise train --config RUN/config.yaml` repeats the run
+RUN/resolved.yaml     every setting in force
+RUN/environment.json  versions, machine, command, seed
+RUN/metrics.jsonl     one line per update
+RUN/evaluation.jsonl  one line per evaluation on held-out data
+RUN/failed_episodes.jsonl  episodes that an environment spoiled, with the cause; only where there are any
+RUN/tokens/           token records, with record_tokens
+RUN/checkpoint-N/     to resume from
+RUN/model/            the trained model, once the run is complete
+"""
+
+from pathlib import Path
+
+from equipoise.errors import InputError
+
+CONFIG_FILE, RESOLVED_FILE, ENVIRONMENT_FILE = "config.yaml", "resolved.yaml", "environment.json"
+METRICS_FILE, EVALUATION_FILE = "metrics.jsonl", "evaluation.jsonl"
+FAILED_EPISODES_FILE = "failed_episodes.jsonl"
+RECORDS_FOLDER, MODEL_FOLDER = "tokens", "model"
+
+CHECKPOINT_PREFIX = "checkpoint-"
+CHECKPOINT_MARKER = "equipoise.json"
+"""In a checkpoint, written last: one without it is not whole."""
+
+
+def is_run_folder(name: str | Path) -> bool:
+    """Whether a run was begun there."""
+    return (Path(name) / CONFIG_FILE).is_file()
+
+
+def checkpoint_folders(run_folder: str | Path) -> list[Path]:
+    """The checkpoints of a run by their updates, unfinished ones too."""
+    found = [folder for folder in Path(run_folder).glob(f"{CHECKPOINT_PREFIX}*") if folder.is_dir()]
+    updates = {folder: folder.name.removeprefix(CHECKPOINT_PREFIX) for folder in found}
+    return sorted((f for f in found if updates[f].isdecimal()), key=lambda folder: int(updates[folder]))
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether the checkpoint was written to its end."""
+    return (checkpoint / CHECKPOINT_MARKER).is_file()
+
+
+def latest_checkpoint(run_folder: str | Path) -> Path | None:
+    """The newest complete checkpoint of a run, or None."""
+    complete = [folder for folder in checkpoint_folders(run_folder) if is_complete(folder)]
+    return complete[-1] if complete else None
+
+
+def trained_model(run_folder: Path) -> Path:
+    """The model of a run: the final one, or that of its newest complete checkpoint.
+
+    Raises:
+        InputError: there is none yet.
+    """
+    if (run_folder / MODEL_FOLDER).is_dir():
+        return run_folder / MODEL_FOLDER
+    latest = latest_checkpoint(run_folder)
+    if latest is None:
+        raise InputError(f"run folder {run_folder} has no model yet: no complete checkpoint")
+    return latest
+
+
+def model_of(name: str) -> str:
+    """The model that is meant where a run folder, a model folder or a hub id may be given.
+
+    Raises:
+        InputError: a run without a model yet.
+    """
+    return str(trained_model(Path(name))) if is_run_folder(name) else name

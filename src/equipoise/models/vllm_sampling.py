@@ -1,0 +1,71 @@
+"""Completions from vLLM, for evaluation on a GPU: the interface of `Sampler`.
+
+Tested with a stand-in for the engine; vLLM itself has not been run here. vLLM returns log-probs of single tokens, not
+the entropy of their distribution, so that entropy is not measured with it.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from equipoise.errors import InputError
+from equipoise.models.sampling import Completion
+
+
+class VllmSampler:
+    """Completions of one model from vLLM's engine, in the order of their prompts.
+
+    Args:
+        engine: `vllm.LLM`, or what generates as it does.
+        parameters: `vllm.SamplingParams`.
+        tokenizer: of the model.
+        max_new_tokens: longest completion.
+    """
+
+    def __init__(self, engine: Any, parameters: Callable[..., Any], tokenizer: Any, max_new_tokens: int) -> None:
+        self.engine, self.parameters, self.tokenizer = engine, parameters, tokenizer
+        self.max_new_tokens = max_new_tokens
+        self.seed = 0
+
+    def completions(
+        self, prompt_ids: list[list[int]], temperature: float | None, done: Callable[[int], Any]
+    ) -> list[Completion]:
+        """One completion per prompt, greedy where the temperature is None; `done` is told how many there are."""
+        # A seed of its own for each: with one seed the samples of a prompt would be one sample.
+        settings = [self._settings(temperature, self.seed + number) for number in range(len(prompt_ids))]
+        prompts = [{"prompt_token_ids": ids} for ids in prompt_ids]
+        outputs = self.engine.generate(prompts, sampling_params=settings, use_tqdm=False)
+        done(len(prompt_ids))
+        return [self._completion(output.outputs[0]) for output in outputs]
+
+    def _settings(self, temperature: float | None, seed: int) -> Any:
+        return self.parameters(
+            n=1,
+            temperature=0.0 if temperature is None else float(temperature),
+            top_p=1.0,
+            top_k=0,
+            min_p=0.0,
+            repetition_penalty=1.0,
+            max_tokens=self.max_new_tokens,
+            seed=seed,
+        )
+
+    def _completion(self, output: Any) -> Completion:
+        ids = list(output.token_ids)
+        text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        return Completion(ids, text, output.finish_reason == "length")
+
+
+def vllm_engine(model: str, *, seed: int) -> tuple[Any, Callable[..., Any]]:
+    """vLLM's engine with a model, and its class of sampling parameters.
+
+    Raises:
+        InputError: vLLM is not installed, or cannot load the model.
+    """
+    try:
+        from vllm import LLM, SamplingParams  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise InputError("--backend vllm needs vLLM and a GPU: pip install 'equipoise[vllm]'") from error
+    try:
+        return LLM(model=model, seed=seed, generation_config="vllm"), SamplingParams
+    except Exception as error:  # vLLM raises nearly everything for a model or GPU that does not do
+        raise InputError(f"model {model} cannot be loaded by vLLM: {' '.join(str(error).split())[:300]}") from error

@@ -1,0 +1,125 @@
+"""What a run writes while it goes: metrics and evaluations as JSON lines, a progress bar, held-out evaluations."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from equipoise.diagnostics.run_folder import EVALUATION_FILE, METRICS_FILE
+from equipoise.files import write_at_once, writing
+from equipoise.progress import progress_bar
+
+
+class JsonLines:
+    """A file of JSON objects with an "update": a line is added whole, and a resumed run drops those it writes again.
+
+    A line is handed to the operating system when `append` returns, not forced onto the disk: a loss of power may cost
+    the last ones. What an interruption cut off is dropped with the lines that come after the checkpoint.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.advice = f"; once that is mended, continue with --resume {path.parent}"
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Write one line; NaN and infinities, which JSON does not have, become null."""
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+        with writing(self.path, self.advice), self.path.open("a") as file:
+            file.write(json.dumps(finite) + "\n")
+
+    def drop_after(self, update: int) -> None:
+        """Forget lines of later updates, and one that was cut off: a resumed run writes them again."""
+        if not self.path.exists():
+            return
+        kept = [line for line in self.path.read_text().splitlines() if _update_of(line) <= update]
+        with writing(self.path, self.advice):
+            write_at_once(self.path, "".join(line + "\n" for line in kept))
+
+
+def _update_of(line: str) -> float:
+    try:
+        return json.loads(line)["update"]
+    except json.JSONDecodeError:
+        return math.inf
+
+
+class MetricsRecorder(TrainerCallback):
+    """One line per logged update in `metrics.jsonl`."""
+
+    def __init__(self, folder: Path):
+        self.lines = JsonLines(folder / METRICS_FILE)
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            self.lines.drop_after(state.global_step)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.is_world_process_zero and logs and "loss" in logs:
+            self.lines.append({"update": state.global_step, **logs})
+
+
+class HeldOutEvaluation(TrainerCallback):
+    """Evaluates before the first update, every so many updates and after the last: lines in `evaluation.jsonl`.
+
+    Args:
+        folder: the run folder.
+        evaluate: returns the evaluation of the current policy as a JSON-able mapping; called on the main process only.
+        every: updates between evaluations; 0 for the last only.
+        wait: called by all processes after an evaluation.
+    """
+
+    def __init__(self, folder: Path, evaluate: Callable[[], dict[str, Any]], every: int, wait: Callable[[], None]):
+        self.lines, self.evaluate, self.every, self.wait = JsonLines(folder / EVALUATION_FILE), evaluate, every, wait
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            self.lines.drop_after(state.global_step)
+        if state.global_step == 0 and self.every:
+            self._run(state)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        last = state.global_step == state.max_steps
+        if last or (self.every and state.global_step % self.every == 0):
+            self._run(state)
+
+    def _run(self, state) -> None:
+        if state.is_world_process_zero:
+            self.lines.append({"update": state.global_step, **self.evaluate()})
+        self.wait()
+
+
+class ProgressBar(TrainerCallback):
+    """A bar over the updates with the time left, and the numbers that tell how the run goes."""
+
+    SHOWN = (
+        ("reward", "equipoise/rollout_reward"),
+        ("entropy", "equipoise/entropy"),
+        ("low", "equipoise/bounds_low"),
+        ("high", "equipoise/bounds_high"),
+        ("phase", "equipoise/phase"),
+    )
+
+    def __init__(self, description: str):
+        self.description = description
+        self.bar: Any = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            self.bar = progress_bar(self.description, state.max_steps, "update", done=state.global_step, stays=True)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.bar is not None:
+            self.bar.update(1)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if self.bar is not None and logs:
+            shown = {label: f"{logs[key]:.2f}" for label, key in self.SHOWN if isinstance(logs.get(key), float)}
+            self.bar.set_postfix(shown, refresh=False)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None

@@ -1,0 +1,199 @@
+"""`EquipoiseConfig`: TRL's `GRPOConfig` with the keys of equipoise."""
+
+import dataclasses
+import logging
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from trl.trainer.grpo_config import GRPOConfig
+
+from equipoise.errors import require
+from equipoise.settings.batches import RolloutBatch
+from equipoise.settings.clipping import require_choice
+from equipoise.settings.records import RecordSettings
+from equipoise.settings.rollouts import RolloutSettings
+from equipoise.settings.steering import SteeringSettings
+from equipoise.trl.own_methods import CLIPPED_LOSSES, LOSSES, TRL_METHODS
+from equipoise.types import ClipBounds
+
+logger = logging.getLogger("equipoise")
+
+LEAST = {
+    "per_device_train_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "steps_per_generation": 1,
+    "num_iterations": 1,
+    "num_generations": 2,
+    "learning_rate": 0,
+    "epsilon": 0,
+    "epsilon_high": 0,
+    "top_k": 0,
+    "dataloader_num_workers": 0,
+}
+"""Smallest value of TRL's settings that TRL refuses late, with a traceback, or not at all."""
+
+CHOICES = {
+    "loss_type": LOSSES,
+    "importance_sampling_level": ("token", "sequence"),
+    "scale_rewards": ("group", "batch", "none"),
+}
+
+PLAIN_SOFTMAX = {
+    "top_k": (None, 0),
+    "top_p": (None, 1.0),
+    "min_p": (None, 0.0),
+    "repetition_penalty": (None, 1.0),
+    "generation_kwargs": (None, {}),
+}
+"""Values of TRL's settings under which samples come from the softmax whose log-probs the loss knows."""
+
+
+@dataclass
+class EquipoiseConfig(SteeringSettings, RolloutSettings, RecordSettings, GRPOConfig):
+    """Settings of one run: everything of TRL's `GRPOConfig`, and what equipoise adds.
+
+    With `clipping="fixed"` and `polarity="off"` the trainer computes what TRL's computes. On a machine without
+    accelerator, bf16 and gradient checkpointing are off unless they are asked for: bf16 products run an order of
+    magnitude slower than float32 on most CPUs.
+
+    Raises:
+        ValueError: a value outside its range, or settings that exclude each other, by name.
+    """
+
+    host_methods = TRL_METHODS
+
+    # TRL's defaults, changed: precision and checkpointing follow the machine, and every update is logged.
+    bf16: bool | None = field(
+        default=None, metadata={"help": "bf16 mixed precision; unset: on with an accelerator, off on a CPU."}
+    )
+    gradient_checkpointing: bool | None = field(  # type: ignore[assignment]
+        default=None,
+        metadata={"help": "Trade compute for memory; unset: on with an accelerator, off on a CPU."},
+    )
+    logging_steps: float = field(default=1, metadata={"help": "Log every N updates."})
+
+    def __post_init__(self) -> None:
+        self._fit_machine()
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            require(name, value, f">= {least}", value is None or least <= value < math.inf)
+        require("temperature", self.temperature, "> 0", 0 < self.temperature < math.inf)
+        self._set_host_keys()
+        super().__post_init__()
+        for name, choices in CHOICES.items():
+            require_choice(name, getattr(self, name), choices)
+        batch = self.rollout_batch()
+        self.check_steering(batch)
+        self.check_rollouts(batch)
+        self.check_records(list(self.report_to or ()))
+        if self.off_policy:
+            self._check_off_policy()
+        if self.clipping == "balanced":
+            self._check_balanced(batch)
+        if self.sets_gradient:
+            self._check_gradients()
+
+    def _fit_machine(self) -> None:
+        # Without it transformers would take several processes on a CPU for as many runs of one process.
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        on_cpu = self.use_cpu
+        # transformers renames gradient_checkpointing to activation_checkpointing and deprecates the old name.
+        name = "activation_checkpointing" if hasattr(self, "activation_checkpointing") else "gradient_checkpointing"
+        unset = self.gradient_checkpointing is None and getattr(self, name) is None
+        if on_cpu and self.bf16 is None and unset:
+            logger.warning("No accelerator in use: training in float32, without gradient checkpointing.")
+        if self.bf16 is None:
+            self.bf16 = not on_cpu and not self.fp16
+        if unset:
+            setattr(self, name, not on_cpu)
+
+    def _set_host_keys(self) -> None:
+        """TRL's keys for a method of entropy control that is TRL's, before TRL reads them."""
+        self.check_entropy_control()
+        for key, value in self.host_keys().items():
+            if getattr(self, key) not in (_TRL_DEFAULTS[key], value):
+                raise ValueError(
+                    f"entropy_control={self.entropy_control!r} sets {key}={value}, got {key}={getattr(self, key)} as "
+                    f"well: give one"
+                )
+            setattr(self, key, value)
+
+    def rollout_batch(self) -> RolloutBatch:
+        """How a rollout batch is cut into micro-batches and updates, on one process."""
+        return RolloutBatch(
+            rows=self.per_device_train_batch_size,
+            micro_batches=self.steps_per_generation or 1,
+            passes=self.num_iterations,
+            accumulated=self.gradient_accumulation_steps,
+            group_size=self.num_generations or 1,
+        )
+
+    def fixed_bounds(self) -> ClipBounds | None:
+        """TRL's epsilons as absolute bounds; None for losses that do not clip from both sides."""
+        if self.loss_type not in CLIPPED_LOSSES:
+            return None
+        high = self.epsilon if self.epsilon_high is None else self.epsilon_high
+        # An epsilon of 1 or more means no lower clip; the ratio itself is always positive.
+        return ClipBounds(max(1 - self.epsilon, 1e-12), 1 + high)
+
+    def _check_balanced(self, batch: RolloutBatch) -> None:
+        self._require_clipped_loss("clipping='balanced'")
+        if self.delta is not None:
+            raise ValueError(
+                f"clipping='balanced' and delta={self.delta} both bound the ratios of negative tokens; unset one"
+            )
+        batch.require_whole_updates("clipping='balanced'", may_span=True)
+        if self.off_policy and self.bapo_scope == "update":
+            # With older tokens there is always something to search, and a search needs all data of the update.
+            batch.require_whole_updates(
+                f"{self.off_policy_key} with clipping='balanced'", instead="or set bapo_scope to 'lagged'"
+            )
+
+    def _check_gradients(self) -> None:
+        self._require_clipped_loss(f"entropy_control={self.entropy_control!r}")
+        level = self.importance_sampling_level
+        self.refuse("importance_sampling_level", level, level == "sequence", "it acts on the ratios of single tokens")
+        for key in ("off_policy_mask_threshold", "delta"):
+            value = getattr(self, key)
+            self.refuse(key, value, value is not None, "both act on tokens far from the rollout policy")
+        corrected = bool(self.beta) and bool(self.use_bias_correction_kl)
+        self.refuse(
+            "use_bias_correction_kl", self.use_bias_correction_kl, corrected,
+            "the KL term would be scaled by changed ratios",
+        )  # fmt: skip
+
+    def _require_clipped_loss(self, needed_by: str) -> None:
+        if self.loss_type not in CLIPPED_LOSSES:
+            raise ValueError(
+                f"{needed_by} needs a loss that clips from both sides: loss_type must be one of "
+                f"{', '.join(CLIPPED_LOSSES)}, got loss_type={self.loss_type!r}"
+            )
+
+    def _check_off_policy(self) -> None:
+        """The log-probs must be those of the distribution that was sampled, and that of the softmax the loss knows."""
+        name = self.off_policy_key
+        if self.replay_fraction and self.sync_ref_model:
+            raise ValueError(
+                "replay_fraction does not go with sync_ref_model: stored reference log-probs would be stale"
+            )
+        for setting, values in PLAIN_SOFTMAX.items():
+            value = getattr(self, setting)
+            if value not in values:
+                raise ValueError(
+                    f"{name} needs samples from the plain softmax, whose log-probs the loss takes ratios against: "
+                    f"leave {setting} at its default, got {setting}={value!r}"
+                )
+        if self.use_transformers_continuous_batching:
+            raise ValueError(f"{name} needs behaviour log-probs; use_transformers_continuous_batching gives none")
+        if self.use_vllm and self.vllm_importance_sampling_correction:
+            raise ValueError(
+                f"{name} takes every ratio against the log-probs that vLLM sampled with; a second correction would "
+                f"count twice: set vllm_importance_sampling_correction=False"
+            )
+
+
+_TRL_DEFAULTS: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(GRPOConfig)}
+OWN_FIELDS = tuple(f.name for f in fields(EquipoiseConfig) if f.name not in _TRL_DEFAULTS)
+"""What equipoise adds to `GRPOConfig`, for `--help`."""

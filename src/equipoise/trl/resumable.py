@@ -1,0 +1,181 @@
+"""The part of the trainer that a run's interruption concerns: whole checkpoints, and going on exactly where one was."""
+
+# pyright: reportOptionalMemberAccess=false, reportArgumentType=false, reportOptionalOperand=false
+# (transformers types what a trainer holds as optional, or as one of many kinds)
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import send_to_device
+from safetensors import SafetensorError
+from trl.trainer.grpo_trainer import GRPOTrainer
+
+from equipoise.diagnostics.run_folder import latest_checkpoint
+from equipoise.steering import Steering, Update
+from equipoise.trl import checkpoints
+from equipoise.trl.config import EquipoiseConfig
+from equipoise.trl.off_policy_rollouts import OffPolicyRollouts
+from equipoise.trl.seams import UnloggedLoss
+from equipoise.trl.token_recording import TokenRecording
+
+logger = logging.getLogger("equipoise")
+
+_HOW_TO_RESUME = {
+    "FSDP": "with `accelerate launch` and an FSDP configuration; in one process with --num_processes 1",
+    "DeepSpeed": "with `accelerate launch` and its configuration, in as many processes",
+}
+
+
+class ResumableTrainer(GRPOTrainer):
+    """TRL's trainer with checkpoints that are whole or not there, and runs that resume exactly.
+
+    `EquipoiseTrainer` owns the state; here it is written and read.
+    """
+
+    args: EquipoiseConfig
+    steering: Steering
+    off_policy: OffPolicyRollouts | None
+    _recording: TokenRecording | None
+    _update: Update | None
+    _rollout_step: int
+    _rollout_reward: float
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+        """TRL's `train`; `resume_from_checkpoint=True` takes the newest complete checkpoint of the run.
+
+        A resumed run continues exactly: controller, rollout batch in use, order of the data and random state included.
+
+        Raises:
+            CheckpointError: nothing complete to resume from, or a checkpoint that was sharded otherwise.
+        """
+        if resume_from_checkpoint is True:
+            latest = latest_checkpoint(self.args.output_dir)
+            if latest is None:
+                raise checkpoints.CheckpointError(f"{self.args.output_dir} has no complete checkpoint to resume from")
+            resume_from_checkpoint = str(latest)
+        if resume_from_checkpoint:
+            self._check_resumable(Path(resume_from_checkpoint))
+        self._update = None  # of a call that was interrupted
+        if self.off_policy is not None:
+            self.off_policy.reset()
+        try:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        finally:
+            if self._recording is not None:
+                self._recording.close()
+
+    def _check_resumable(self, checkpoint: Path) -> None:
+        if not checkpoints.read_marker(checkpoint).get("resumable", True):
+            raise checkpoints.CheckpointError(
+                f"{checkpoint} was saved with save_only_model: it has no optimizer state to resume from"
+            )
+        saved_by = checkpoints.sharding_of(checkpoint)
+        if saved_by is not None and saved_by != self._sharding:
+            how = _HOW_TO_RESUME[saved_by]
+            raise checkpoints.CheckpointError(f"{checkpoint} was saved by {saved_by}: resume {how}")
+        if saved_by is None and self._sharding is not None:
+            raise checkpoints.CheckpointError(
+                f"{checkpoint} was not saved by {self._sharding}: resume without it, or start a new run from its model"
+            )
+
+    @property
+    def _sharding(self) -> str | None:
+        if self.is_deepspeed_enabled:
+            return "DeepSpeed"
+        return "FSDP" if self.is_fsdp_enabled else None
+
+    def _run_epoch(self, *args, **kwargs):
+        # transformers would train a complete run that is resumed for one update more.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        run_folder = self._get_output_dir(trial=trial)
+        folder = checkpoints.checkpoint_folder(run_folder, self.state.global_step)
+        with self._whole_checkpoint(folder):
+            # transformers would remove older checkpoints before this one is marked complete.
+            limit, self.args.save_total_limit = self.args.save_total_limit, None
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self.args.save_total_limit = limit
+            if not self.args.save_only_model:
+                torch.save(self._rollout_state(), folder / self._rollout_state_name)
+                if self.off_policy is not None:
+                    self.off_policy.save(folder)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                state = self.steering.state_dict() | {"resumable": not self.args.save_only_model}
+                checkpoints.write_marker(folder, state)
+        if self.args.should_save:
+            checkpoints.rotate(run_folder, self.args.save_total_limit, self.state.best_model_checkpoint)
+
+    @contextmanager
+    def _whole_checkpoint(self, folder: Path) -> Iterator[None]:
+        if self.args.should_save:
+            checkpoints.discard_incomplete(folder.parent)
+        try:
+            yield
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if self.args.should_save:
+                checkpoints.discard_incomplete(folder.parent)
+            usable = latest_checkpoint(folder.parent)
+            raise checkpoints.CheckpointError(
+                f"checkpoint {folder} could not be written: {error}. "
+                + (f"The previous one, {usable}, is complete." if usable else "There is no earlier one.")
+            ) from error
+
+    @property
+    def _rollout_state_name(self) -> str:
+        return f"rollout_{self.accelerator.process_index}.pt"
+
+    def _rollout_state(self) -> dict[str, Any]:
+        """What this rank needs to go on in the middle of a rollout batch, or between two logs."""
+        exhausted = self._step % (self.args.steps_per_generation * self.num_iterations) == 0
+        return {
+            "world_size": self.accelerator.num_processes,
+            "step": self._step,
+            "rollout_step": self._rollout_step,
+            "rollout_reward": self._rollout_reward,
+            "last_entropy": self.steering.last_entropy,
+            "buffered_inputs": None if exhausted else self._buffered_inputs,
+            "metrics": dict(self._metrics["train"]),
+            "unlogged_loss": self._tr_loss.item(),
+            "last_logged_step": self._globalstep_last_logged,
+        }
+
+    def _load_optimizer_and_scheduler(self, checkpoint) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        self.state.compute_steps(self.args, self.state.max_steps)  # else save_steps and the like stay as they were
+        marker = checkpoints.read_marker(Path(checkpoint))
+        # max_steps may have changed since
+        self.steering.load_state_dict(marker, progress=self._progress(self.state.global_step))
+        path = Path(checkpoint) / self._rollout_state_name
+        state = torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
+        if state is None or state["world_size"] != self.accelerator.num_processes:
+            logger.warning(
+                "Resuming with another number of processes: the rollout batch in use is sampled again; "
+                "stored groups and unfinished completions, if any, begin anew."
+            )
+            self._step = self.state.global_step * self.args.gradient_accumulation_steps
+            self._buffered_inputs = None
+            return
+        if self.off_policy is not None:
+            self.off_policy.load(Path(checkpoint))
+        self._step, self._rollout_step = state["step"], state["rollout_step"]
+        self._rollout_reward, self.steering.last_entropy = state["rollout_reward"], state["last_entropy"]
+        self._buffered_inputs = send_to_device(state["buffered_inputs"], self.accelerator.device)
+        self._metrics["train"].clear()
+        self._metrics["train"].update(state["metrics"])
+        self.add_callback(UnloggedLoss(self, state["unlogged_loss"], state["last_logged_step"]))
+
+    def _progress(self, num_updates: int) -> float:
+        return min(num_updates / self.state.max_steps, 1.0) if self.state.max_steps > 0 else 0.0

@@ -1,0 +1,310 @@
+"""One run on TRL, from settings to a run folder. Reads top to bottom in the order in which things happen."""
+
+# pyright: reportOptionalMemberAccess=false, reportArgumentType=false, reportOptionalOperand=false
+# (transformers types what a trainer holds as optional, or as one of many kinds)
+
+import dataclasses
+import functools
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+import torch
+import yaml
+from datasets import Dataset
+from safetensors import SafetensorError
+from transformers import PreTrainedModel, PrinterCallback, ProgressCallback
+from trl.trainer.grpo_config import GRPOConfig
+
+import equipoise
+from equipoise.diagnostics.run_folder import (
+    CONFIG_FILE,
+    ENVIRONMENT_FILE,
+    FAILED_EPISODES_FILE,
+    METRICS_FILE,
+    MODEL_FOLDER,
+    RESOLVED_FILE,
+    is_run_folder,
+    latest_checkpoint,
+)
+from equipoise.errors import InputError
+from equipoise.files import PART, put, write_at_once
+from equipoise.models.evaluation import evaluate_policy
+from equipoise.models.loading import check_prompts, load_model, load_tokenizer, lora_config
+from equipoise.settings.reading import build, checked_keys, read_yaml
+from equipoise.settings.run import RunSettings
+from equipoise.settings.task_loading import load_task
+from equipoise.tasks import RewardFunction, Task
+from equipoise.tasks.environments import EpisodeReward
+from equipoise.trl.callbacks import HeldOutEvaluation, MetricsRecorder, ProgressBar
+from equipoise.trl.config import EquipoiseConfig
+from equipoise.trl.episodes import evaluate_episodes
+from equipoise.trl.trainer import EquipoiseTrainer
+
+logger = logging.getLogger("equipoise")
+
+# What may differ when a run is resumed: how it is watched and stored, and how long it goes on. Anything else would make
+# it another run.
+RESUMABLE_CHANGES = {
+    "max_steps", "num_train_epochs", "save_steps", "save_total_limit", "report_to", "disable_tqdm", "output_dir",
+    "dataloader_num_workers", "log_completions", "run_name", "record_tokens", "record_tokens_fraction",
+}  # fmt: skip
+
+
+OnModel: TypeAlias = Callable[..., Any]
+"""`on_model(model, on_cpu=…)`: what a caller does with a loaded model before anything is computed with it."""
+
+
+def train(
+    values: dict[str, Any], *, extra_rewards: Sequence[RewardFunction] = (), on_model: OnModel | None = None
+) -> Path:
+    """Train as the checked keys say, in a new run folder; returns the folder.
+
+    Args:
+        values: checked keys.
+        extra_rewards: added to the reward of the task.
+        on_model: called once, with the loaded model and whether it computes on the CPU (keyword `on_cpu`), before
+            anything is computed; the command line fits the number of threads to the model.
+
+    Raises:
+        InputError: anything the user can mend; nothing is left behind unless training had begun.
+    """
+    settings, config = build(values)
+    folder = Path(str(config.output_dir))
+    created = _new_folder(folder)
+    try:
+        trainer = _prepare(settings, config, extra_rewards, on_model)
+        trainer.accelerator.wait_for_everyone()  # no process may find the settings of another in the folder
+        if trainer.accelerator.is_main_process:
+            _write_settings(folder, values, config)
+        trainer.accelerator.wait_for_everyone()
+        trainer.train()
+    except BaseException:
+        if created and latest_checkpoint(folder) is None and not (folder / METRICS_FILE).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    _finish(trainer, folder)
+    return folder
+
+
+def _new_folder(folder: Path) -> bool:
+    """Make the run folder, or accept an empty one; returns whether it was made."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(
+            f"run folder {folder} exists; continue it with --resume {folder}, or choose another --output_dir"
+        )
+    created = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"run folder {folder} cannot be made: {error.strerror}") from error
+    return created
+
+
+def resume(folder: Path, changes: dict[str, Any], *, on_model: OnModel | None = None) -> Path:
+    """Continue an interrupted run from its newest complete checkpoint, exactly as if it had not been interrupted.
+
+    Keys of equipoise that were not given keep the defaults that the run began with.
+
+    Args:
+        folder: the run folder.
+        changes: checked keys that differ from the run's own; only `RESUMABLE_CHANGES` may.
+        on_model: as in `train`.
+
+    Raises:
+        InputError: no run folder, nothing to resume from, or a change that would make it another run.
+    """
+    values = run_settings(folder)
+    for key, value in changes.items():
+        if key not in RESUMABLE_CHANGES and value != values.get(key):
+            raise InputError(
+                f"flag --{key}={value!r} would make {folder} another run (it has {values.get(key)!r}); "
+                f"start one with another --output_dir"
+            )
+    values |= changes | {"output_dir": str(folder)}
+    if latest_checkpoint(folder) is None:
+        raise InputError(f"run folder {folder} has no complete checkpoint to resume from; remove it and start again")
+    settings, config = build(values)
+    former = _former_defaults(folder, values, config)
+    if former:
+        settings, config = build(values | former)
+    trainer = _prepare(settings, config, (), on_model)
+    trainer.train(resume_from_checkpoint=True)
+    _finish(trainer, folder)
+    return folder
+
+
+def _former_defaults(folder: Path, values: dict[str, Any], config: EquipoiseConfig) -> dict[str, Any]:
+    """Keys of equipoise that were not given and had another default, or preset, in the version that began the run."""
+    if not (folder / RESOLVED_FILE).is_file():
+        return {}
+    then, now = read_yaml(folder / RESOLVED_FILE), json.loads(config.to_json_string())
+    own = {f.name for f in dataclasses.fields(EquipoiseConfig)} - {f.name for f in dataclasses.fields(GRPOConfig)}
+    former = {name: then[name] for name in own if name in then and name not in values and then[name] != now[name]}
+    for name, value in sorted(former.items()):
+        logger.warning("%s began with %s=%r and keeps it; now the default is %r.", folder, name, value, now[name])
+    return former
+
+
+def run_settings(folder: Path) -> dict[str, Any]:
+    """The keys a run was started with.
+
+    Raises:
+        InputError: when the folder is no run folder.
+    """
+    if not is_run_folder(folder):
+        raise InputError(f"{folder} is no run folder: it has no {CONFIG_FILE}")
+    return checked_keys(read_yaml(folder / CONFIG_FILE), f"config {folder / CONFIG_FILE}: ")
+
+
+def _prepare(
+    settings: RunSettings, config: EquipoiseConfig, extra_rewards: Sequence[RewardFunction], on_model: OnModel | None
+) -> EquipoiseTrainer:
+    task = load_task(settings)
+    _check_sizes(task.train, config, settings)
+    tokenizer = load_tokenizer(settings.model, trust_remote_code=config.trust_remote_code)
+    check_prompts(task.train, tokenizer, settings.model)
+    model = _model(settings, config)
+    if on_model is not None:
+        on_model(model, on_cpu=config.device.type == "cpu")
+    arguments = {
+        "model": model,
+        "reward_funcs": [task.reward, *extra_rewards] if extra_rewards else task.reward,
+        "args": config,
+        "train_dataset": task.train,
+        "processing_class": tokenizer,
+        "peft_config": lora_config(settings) if settings.use_peft else None,
+        "environment_factory": task.environment_factory,
+    }
+    try:
+        with _environments_silenced():
+            trainer = EquipoiseTrainer(**arguments)
+    except (ValueError, TypeError, ImportError, RuntimeError) as error:  # RuntimeError: a tracker is not installed
+        raise InputError(" ".join(str(error).split())) from error
+    _add_callbacks(trainer, settings, task)
+    return trainer
+
+
+def _model(settings: RunSettings, config: EquipoiseConfig) -> PreTrainedModel:
+    on_cpu, given = config.device.type == "cpu", cast(dict, config.model_init_kwargs or {})
+    model = load_model(settings.model, on_cpu=on_cpu, trust_remote_code=config.trust_remote_code, **given)
+    config.model_init_kwargs = None  # used; TRL would warn that it cannot use them again
+    return model
+
+
+@contextmanager
+def _environments_silenced() -> Iterator[None]:
+    """Without TRL's warning that environments are experimental: the pinned version is the one that was tested."""
+    name = "TRL_EXPERIMENTAL_SILENCE"
+    before = os.environ.get(name)
+    os.environ.setdefault(name, "1")
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+
+
+def _check_sizes(train: Dataset, config: EquipoiseConfig, settings: RunSettings) -> None:
+    needed = (config.generation_batch_size or 0) // (config.num_generations or 1)
+    if len(train) < needed:
+        raise InputError(
+            f"{settings.task}: {len(train)} training prompts, but a rollout batch takes {needed} "
+            f"(generation_batch_size / num_generations = {config.generation_batch_size} / {config.num_generations})"
+        )
+
+
+def _add_callbacks(trainer: EquipoiseTrainer, settings: RunSettings, task: Task) -> None:
+    config = trainer.args
+    for noisy in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(noisy)
+    folder = Path(str(config.output_dir))
+    trainer.add_callback(MetricsRecorder(folder))
+    if not config.disable_tqdm:
+        trainer.add_callback(ProgressBar(folder.name))
+    if isinstance(task.reward, EpisodeReward):
+        task.reward.record = folder / FAILED_EPISODES_FILE
+    held_out = _held_out(trainer, settings, task)
+    if held_out is not None:
+        evaluate = functools.partial(_evaluate, trainer, settings, task, held_out)
+        wait = trainer.accelerator.wait_for_everyone
+        trainer.add_callback(HeldOutEvaluation(folder, evaluate, settings.evaluate_every, wait))
+
+
+def _held_out(trainer: EquipoiseTrainer, settings: RunSettings, task: Task) -> Dataset | None:
+    """The prompts that the run is evaluated on while it goes."""
+    if task.held_out is None:
+        if settings.evaluate_every:
+            raise InputError("evaluate_every needs held-out data: give eval_task or eval_dataset")
+        return None
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        logger.warning("Sharded model: evaluate after training with `equipoise evaluate %s`.", trainer.args.output_dir)
+        return None
+    most = len(task.held_out) if settings.evaluate_prompts is None else settings.evaluate_prompts
+    return task.held_out.select(range(min(most, len(task.held_out))))
+
+
+def _evaluate(trainer: EquipoiseTrainer, settings: RunSettings, task: Task, held_out: Dataset) -> dict[str, Any]:
+    config = trainer.args
+    if task.environment_factory is not None:
+        return evaluate_episodes(trainer, held_out, task.evaluation_reward, seed=config.seed)
+    return evaluate_policy(
+        trainer.accelerator.unwrap_model(trainer.model),
+        trainer.processing_class,
+        held_out,
+        task.evaluation_reward,
+        num_samples=settings.evaluate_samples,
+        ks=settings.evaluate_k,
+        temperature=config.temperature,
+        max_new_tokens=task.max_completion_length or config.max_completion_length,
+        seed=config.seed,
+        progress=not config.disable_tqdm,
+    ).as_dict()
+
+
+def _write_settings(folder: Path, values: dict[str, Any], config: EquipoiseConfig) -> None:
+    environment = {
+        "command": sys.argv,
+        "seed": config.seed,
+        "python": platform.python_version(),
+        "machine": platform.platform(),
+        "cpus": os.cpu_count(),
+        "device": str(config.device),
+        "threads": torch.get_num_threads(),
+        "world_size": config.world_size,
+        "versions": {"equipoise": equipoise.__version__}
+        | {
+            name: importlib.metadata.version(name)
+            for name in ("torch", "trl", "transformers", "accelerate", "datasets")
+        },
+    }
+    write_at_once(folder / ENVIRONMENT_FILE, json.dumps(environment, indent=2) + "\n")
+    write_at_once(folder / RESOLVED_FILE, yaml.safe_dump(json.loads(config.to_json_string()), sort_keys=True))
+    write_at_once(folder / CONFIG_FILE, yaml.safe_dump(values, sort_keys=False))
+
+
+def _finish(trainer: EquipoiseTrainer, folder: Path) -> None:
+    """Save the trained model, whole or not at all."""
+    temporary = folder / (MODEL_FOLDER + PART)
+    if trainer.is_fsdp_enabled:  # by default FSDP2 saves shards, in checkpoints only
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+    try:
+        trainer.save_model(str(temporary))
+        if trainer.accelerator.is_main_process:
+            trainer.processing_class.save_pretrained(temporary)
+            shutil.rmtree(folder / MODEL_FOLDER, ignore_errors=True)
+            put(temporary, folder / MODEL_FOLDER)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise InputError(
+            f"{folder / MODEL_FOLDER} cannot be written: {error}; once that is mended, continue with --resume {folder}"
+        ) from error
+    trainer.accelerator.wait_for_everyone()

@@ -1,0 +1,1 @@
+from command_line import workplace  # noqa: F401  (a fixture)

@@ -1,0 +1,22 @@
+import math
+
+import pytest
+
+from equipoise.errors import InputError, require
+
+
+def test_a_value_within_its_range_passes():
+    require("share", 0.5, "in (0, 1)", True)
+
+
+@pytest.mark.parametrize("value", [0.0, math.nan, "a"])
+def test_a_value_outside_its_range_is_named_with_its_rule(value):
+    with pytest.raises(ValueError, match="must be") as refused:
+        require("share", value, "in (0, 1)", False)
+    assert not isinstance(refused.value, InputError)
+    assert all(part in str(refused.value) for part in ("share", "in (0, 1)", repr(value)))
+
+
+def test_the_command_line_can_be_given_an_error_of_its_own():
+    with pytest.raises(InputError):
+        require("share", 2, "in (0, 1)", False, error=InputError)
