@@ -254,7 +254,7 @@ def test_text_on_standard_output_is_no_answer(tmp_path):
     start = Path(pool_module.__file__).with_name("start.py")
     (tmp_path / "sitecustomize.py").write_text(
         "import math_verify\nparse = math_verify.parse\ndef printing(*a, **k):\n"
-        "    print('{\"identity\": \"0\"}', flush=True)\n    return parse(*a, **k)\nmath_verify.parse = printing\n"
+        '    print(\'{"identity": "0"}\', flush=True)\n    return parse(*a, **k)\nmath_verify.parse = printing\n'
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
     worker = subprocess.Popen(

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator
 
 from equipoise.tasks.workers import limits, seccomp
 
-# Events of the interpreter while it computes and imports (numpy sets variables of its own process); the list is of what is harmless, so that a new one is not.
+# Events of the interpreter while it computes and imports (numpy sets variables of its own process). The list is of
+# what is harmless, so that a new event is not.
 _HARMLESS = frozenset(
     [
         "array.__new__", "builtins.id", "compile", "cpython._PySys_ClearAuditHooks", "exec", "import", "marshal.load",
