@@ -289,6 +289,9 @@ def _add_data_arguments(parser: argparse.ArgumentParser, title: str, *, several:
     data.add_argument("--prompt_template", help="boxed, answer_tags or text with {prompt} in it")
     data.add_argument("--dataset", metavar="FILE", help="short for --task data:FILE: JSONL, Parquet, CSV or a hub id")
     data.add_argument("--chat", action="store_true", help="wrap text prompts as one user message")
+    data.add_argument(
+        "--chat_template_kwargs", metavar="MAPPING", help="for the chat template, as '{\"enable_thinking\": false}'"
+    )
     data.add_argument("--reward", help="exact, math or module:function (the first term of a sum counts)")
     return data
 

@@ -249,7 +249,9 @@ def test_large_rewards_that_can_be_normalised_are_kept():
 
 
 def test_a_sum_beyond_the_range_is_refused_with_its_row():
-    with pytest.raises(InputError, match=r"the sum of the rewards must be within ±1e\+08, got 1000000000.0 for completion 1"):
+    with pytest.raises(
+        InputError, match=r"the sum of the rewards must be within ±1e\+08, got 1000000000.0 for completion 1"
+    ):
         score("1e9*exact + format", ["2", "1"], ["1", "1"])
 
 

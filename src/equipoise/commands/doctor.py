@@ -41,7 +41,7 @@ from equipoise.diagnostics.doctor import (
 from equipoise.diagnostics.run_folder import ENVIRONMENT_FILE, METRICS_FILE, RESOLVED_FILE, is_run_folder
 from equipoise.diagnostics.runs import read_run
 from equipoise.errors import InputError
-from equipoise.models.loading import load_model, load_tokenizer
+from equipoise.models.loading import load_model, load_tokenizer, template_settings
 from equipoise.settings.reading import build, checked_keys, read_yaml
 from equipoise.settings.run import RunSettings
 from equipoise.settings.task_loading import load_task
@@ -176,7 +176,9 @@ def _model(options: argparse.Namespace) -> list[Finding]:
     if not on_cpu:
         model = model.to(str(torch.accelerator.current_accelerator()))  # pyright: ignore[reportArgumentType]
     findings = [check_tokens(model, tokenizer), check_chat(tokenizer, task)]
-    comparison = compare_logprobs(model, tokenizer, None if task is None else task.train[:SEQUENCES]["prompt"])
+    told = template_settings(options.chat_template_kwargs, "--chat_template_kwargs")
+    prompts = None if task is None else task.train[:SEQUENCES]["prompt"]
+    comparison = compare_logprobs(model, tokenizer, prompts, template_kwargs=told)
     findings += [check_comparison(comparison), check_padding(comparison), check_verifier(task, reason)]
     return [*findings, _probed(options, {})]
 
@@ -189,6 +191,7 @@ def _probed(options: argparse.Namespace, settings: dict[str, Any]) -> Finding:
     with tempfile.TemporaryDirectory() as folder:
         values = PROBE | {key: getattr(options, key) for key in DATA_KEYS}
         values |= {"model": options.target, "learning_rate": rate}
+        values["chat_template_kwargs"] = options.chat_template_kwargs
         values["max_new_tokens"] = settings.get("max_completion_length")
         try:
             report = probing.probe(argparse.Namespace(**values, output=Path(folder) / "probe"))

@@ -33,7 +33,7 @@ from equipoise.diagnostics.probe_figure import probe_figure
 from equipoise.diagnostics.run_folder import is_run_folder, model_of
 from equipoise.errors import InputError
 from equipoise.files import folder_at_once, writing
-from equipoise.models.loading import encoded_prompt, load_model, load_tokenizer
+from equipoise.models.loading import encoded_prompt, load_model, load_tokenizer, template_settings
 from equipoise.models.randomness import seeded
 from equipoise.models.sampling import Completion, Sampler, evaluation_mode, rewards_of
 from equipoise.models.statistics_head import add_statistics_head
@@ -65,6 +65,7 @@ def probe(options: argparse.Namespace) -> dict[str, Any]:
     _check(options)
     settings = _settings(options)
     task = load_task(settings)
+    options.chat_template_kwargs = _template_kwargs(options)
     needed = options.prompts * options.batches
     if len(task.train) < needed:
         flags = f"--prompts {options.prompts} x --batches {options.batches}"
@@ -135,6 +136,13 @@ def _settings(options: argparse.Namespace) -> RunSettings:
     return RunSettings(model=model_of(options.model), **{name: value for name, value in data.items() if value})
 
 
+def _template_kwargs(options: argparse.Namespace) -> dict[str, Any]:
+    """What the chat template is told beside the messages: that of the flag, else of the run."""
+    if options.chat_template_kwargs is not None or not is_run_folder(options.model):
+        return template_settings(options.chat_template_kwargs, "--chat_template_kwargs")
+    return template_settings(run.run_settings(Path(options.model)).get("chat_template_kwargs"))
+
+
 @dataclass(frozen=True)
 class _Rollout:
     """Completions of one batch with their group-normalised advantages; prompt and sample number each of them."""
@@ -146,7 +154,8 @@ class _Rollout:
 
 
 def _sample(sampler: Sampler, tokenizer: Any, rows: Dataset, task: Task, options: argparse.Namespace) -> _Rollout:
-    ids = [encoded_prompt(tokenizer, prompt, row) for row, prompt in enumerate(rows["prompt"], start=1)]
+    told = options.chat_template_kwargs
+    ids = [encoded_prompt(tokenizer, prompt, row, told) for row, prompt in enumerate(rows["prompt"], start=1)]
     repeated = [i for i in ids for _ in range(options.generations)]
     completions = sampler.completions(repeated, options.temperature, lambda _: None)
     scored = rewards_of(task.reward, rows, completions, options.generations)

@@ -227,8 +227,9 @@ def _checked_number(what: str, index: int, value: Any, prompts: Sequence) -> flo
         return None
     if not isinstance(value, Real) or value != value or abs(value) == math.inf:
         raise InputError(f"{what} must return finite numbers or None, got {shortened(value)} for completion {index}")
-    if abs(value) > MAX_REWARD:
-        shown = shortened(value) if abs(value) < 1e300 else "a number beyond 1e300"
+    size: Any = abs(value)
+    if size > MAX_REWARD:
+        shown = shortened(value) if size < 1e300 else "a number beyond 1e300"
         prompt = f" (prompt {shortened(prompts[index])})" if index < len(prompts) else ""
         raise InputError(f"{what} must be within ±{MAX_REWARD:g}, got {shown} for completion {index}{prompt}")
     return float(value)

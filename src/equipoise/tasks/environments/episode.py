@@ -151,9 +151,10 @@ class Episode:
         value = self._waited(self._runner.submit(self._environment.get_reward), "get_reward")
         if self.failed:
             return None
-        if isinstance(value, Real) and abs(value) <= MAX_REWARD:
+        size: Any = abs(value) if isinstance(value, Real) else float("inf")
+        if size <= MAX_REWARD:
             return float(value)
-        is_finite = isinstance(value, Real) and abs(value) < float("inf")
+        is_finite = size < float("inf")
         rule = f"a number beyond ±{MAX_REWARD:g}" if is_finite else "no finite number"
         self._fail("nonsense", f"get_reward returned {shortened(value)}, {rule}")
         return None
