@@ -74,7 +74,7 @@ def _is_adapter(name: str) -> bool:
     return (Path(name) / "adapter_config.json").exists()
 
 
-def template_settings(value: Mapping[str, Any] | str | None, key: str = "chat_template_kwargs") -> dict[str, Any]:
+def template_settings(value: Any, key: str = "chat_template_kwargs") -> dict[str, Any]:
     """What a chat template is told beside the messages, such as enable_thinking; from a mapping, or YAML or JSON text.
 
     Args:
