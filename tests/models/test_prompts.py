@@ -101,10 +101,7 @@ def test_flag_and_run_tell_evaluation_and_probe_the_same(tokenizer, tmp_path, mo
     monkeypatch.setattr(probe, "is_run_folder", lambda name: True)
     keys = {"task": "ladder", "chat_template_kwargs": {"enable_thinking": False}}
     monkeypatch.setattr(evaluate.run, "run_settings", lambda folder: keys)
-    for flag, told in (
-        (None, {"enable_thinking": False}),
-        (json.dumps({"enable_thinking": True}), {"enable_thinking": True}),
-    ):
+    for flag, thinks in ((None, False), (json.dumps({"enable_thinking": True}), True)):
         options = argparse.Namespace(
             chat_template_kwargs=flag, reward=None, prompt_template=None, chat=False, max_new_tokens=None,
             prompts=1, model="run",
