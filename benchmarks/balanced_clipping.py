@@ -24,8 +24,9 @@ from transformers import TrainerCallback
 from equipoise import BoundGrid, contribution, select_bounds
 from equipoise.commands.quickstart import recipe_folder
 from equipoise.models.warm_starts import warm_start_ladder
-from equipoise.settings.reading import build, checked_keys, read_yaml
+from equipoise.settings.reading import read_yaml
 from equipoise.trl import run
+from equipoise.trl.keys import build, checked_keys
 
 RESULTS = Path(__file__).parent / "results" / "balanced_clipping.md"
 STEPS = {

@@ -11,8 +11,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from equipoise.settings.reading import checked_keys, read_yaml
+from equipoise.settings.reading import read_yaml
 from equipoise.trl import run
+from equipoise.trl.keys import checked_keys
 from equipoise.trl.token_recording import TokenRecording
 from equipoise.trl.trainer import EquipoiseTrainer
 

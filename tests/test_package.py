@@ -59,7 +59,7 @@ def test_import_loads_no_host(room):
 
 @pytest.mark.parametrize("name", equipoise.__all__)
 def test_every_public_name_exists_and_is_documented(name):
-    documentation = vars(equipoise)[name].__doc__
+    documentation = getattr(equipoise, name).__doc__
     assert documentation
     # A dataclass or named tuple without a docstring is given its signature as one.
     assert not documentation.startswith(f"{name}(")
@@ -124,7 +124,7 @@ def test_the_drawing_of_the_house_shows_the_imports_there_are():
     found = {(room_of(path), other) for path in MODULES for other in imported_rooms(path)}
     below = ORDER[0] | {ROOT, "__main__"}  # what everything imports, and what nothing does
     found = {(a, b) for a, b in found if a != b and not {a, b} & below}
-    group = {room: "mathematics" for room in ORDER[2] | ORDER[3]}
+    group = dict.fromkeys(ORDER[2] | ORDER[3], "mathematics")
     found = {(group.get(a, a), group.get(b, b)) for a, b in found}
     found = {(a, b) for a, b in found if a != b}
     assert rooms

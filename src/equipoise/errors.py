@@ -1,4 +1,7 @@
-"""The one exception that the command line turns into a single line and exit code 2."""
+"""The one exception that the command line turns into a single line and exit code 2, and the words of such lines."""
+
+import difflib
+from collections.abc import Iterable
 
 
 class InputError(ValueError):
@@ -23,3 +26,15 @@ def require(name: str, value: object, rule: str, holds: bool, *, error: type[Val
     """
     if not holds:
         raise error(f"{name} must be {rule}, got {name}={value!r}")
+
+
+def shortened(value: object, limit: int = 80) -> str:
+    """The value as Python would write it, on one line of at most `limit` characters: for error messages."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name, "; did you mean NAME?"; empty where no known name is near."""
+    near = difflib.get_close_matches(given, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""

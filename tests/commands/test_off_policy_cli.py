@@ -8,7 +8,8 @@ from command_line import arguments, refusal, run_lines
 
 from equipoise.cli import main
 from equipoise.commands.quickstart import recipe_folder
-from equipoise.settings.reading import build, checked_keys, read_yaml
+from equipoise.settings.reading import read_yaml
+from equipoise.trl.keys import build, checked_keys
 
 STORED = {"replay_fraction": 0.5, "rollout_token_budget": 2, "max_steps": 6, "evaluate_every": 0, "num_iterations": 1}
 

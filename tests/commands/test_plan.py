@@ -1,6 +1,5 @@
 """The plan against what is counted and measured: parameters, activations autograd keeps, KV cache, batches."""
 
-import argparse
 import json
 from pathlib import Path
 
@@ -10,12 +9,12 @@ import yaml
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, MixtralConfig, Qwen2Config, Qwen3Config
 
 from equipoise.cli import main
-from equipoise.commands.plan import accelerate_sharding, plan
+from equipoise.commands.plan import PlanOptions, accelerate_sharding, plan
 from equipoise.errors import InputError
 from equipoise.models import memory
 from equipoise.models.architectures import ParameterCount, Shape, architecture, parameter_count, recipe_folder
 from equipoise.models.memory import Sharding
-from equipoise.settings.reading import checked_keys, read_yaml
+from equipoise.trl.keys import read_config
 
 RECIPES = sorted((recipe_folder() / "papers").glob("*.yaml"))
 ACCELERATE = sorted((recipe_folder() / "accelerate").glob("*.yaml"))
@@ -34,11 +33,6 @@ SMALL = {"vocab_size": 64, "hidden_size": 48, "intermediate_size": 112, "num_hid
          "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256,
          "pad_token_id": 0}  # fmt: skip
 FAMILIES = {"qwen2": Qwen2Config(**SMALL), "llama": LlamaConfig(**SMALL), "qwen3": Qwen3Config(**SMALL, head_dim=16)}
-
-
-def options(**changes):
-    keys = {"accelerate": None, "processes": None, "sharding": None, "gpu_memory": 80, "prompt_tokens": 512}
-    return argparse.Namespace(**(keys | {"architecture": None, "json": False} | changes))
 
 
 def keys(**changes):
@@ -73,7 +67,7 @@ def test_parameters_of_layers_and_outside(family):
 
 
 def test_an_adapter_counts_as_trainable_alone():
-    made = plan(keys(use_peft=True, lora_r=8, lora_target_modules=["q_proj"]), options())
+    made = plan(keys(use_peft=True, lora_r=8, lora_target_modules=["q_proj"]), PlanOptions())
     config = architecture("Qwen/Qwen3-1.7B")
     adapter = 28 * 8 * (config.hidden_size + config.num_attention_heads * config.head_dim)
     assert made.parameters.trainable == adapter
@@ -188,7 +182,7 @@ def test_optimizers_of_8_bits_and_the_reference_model():
 
 def test_batches_by_hand():
     values = keys(gradient_accumulation_steps=2, num_iterations=3, replay_fraction=0.5)
-    batch = plan(values, options(processes=4)).batch
+    batch = plan(values, PlanOptions(processes=4)).batch
     assert (batch.completions_per_update, batch.prompts_per_update) == (32, 8)
     assert (batch.completions_per_rollout, batch.prompts_per_rollout) == (128, 32)
     assert batch.fresh_completions_per_rollout == 64
@@ -197,55 +191,56 @@ def test_batches_by_hand():
 
 
 def test_sums_are_those_of_the_phases_and_decide():
-    made = plan(keys(), options(gpu_memory=10))
+    made = plan(keys(), PlanOptions(gpu_memory=10))
     learning = sum(t.num_bytes for t in made.terms if t.phase != "sampling")
     sampling = sum(t.num_bytes for t in made.terms if t.phase != "learning")
     assert (made.learning_bytes, made.sampling_bytes) == (learning, sampling)
     assert not made.fits
     room = max(learning, sampling) / 0.9 / GIB
-    assert plan(keys(), options(gpu_memory=room * 1.001)).fits
-    assert not plan(keys(), options(gpu_memory=room * 0.999)).fits
+    assert plan(keys(), PlanOptions(gpu_memory=room * 1.001)).fits
+    assert not plan(keys(), PlanOptions(gpu_memory=room * 0.999)).fits
 
 
 def test_transformers_holds_the_cache_of_all_its_rows():
-    made = plan(keys(), options(prompt_tokens=100))
+    made = plan(keys(), PlanOptions(prompt_tokens=100))
     assert term(made, "KV cache") == 32 * 1124 * memory.kv_cache_bytes(made.shape, 2)
 
 
 def test_vllm_takes_its_share_in_one_phase_or_both():
     vllm = {"use_vllm": True, "vllm_gpu_memory_utilization": 0.25}
-    awake, asleep = (plan(keys(**vllm, vllm_enable_sleep_mode=sleep), options()) for sleep in (False, True))
+    awake, asleep = (plan(keys(**vllm, vllm_enable_sleep_mode=sleep), PlanOptions()) for sleep in (False, True))
     assert awake.learning_bytes - asleep.learning_bytes == 20 * GIB
     assert awake.sampling_bytes == asleep.sampling_bytes
     sequence = 1536 * memory.kv_cache_bytes(awake.shape, 2)
     assert f"{(20 * GIB - 2 * awake.parameters.total) // sequence} sequences of full length" in awake.notes[0]
-    server = plan(keys(use_vllm=True, vllm_mode="server"), options())
+    server = plan(keys(use_vllm=True, vllm_mode="server"), PlanOptions())
     assert server.sampling_bytes == server.learning_bytes - sum(
         t.num_bytes for t in server.terms if t.phase == "learning"
     )
-    assert "does not fit" in plan(keys(**vllm), options(gpu_memory=8)).notes[0]
+    assert "does not fit" in plan(keys(**vllm), PlanOptions(gpu_memory=8)).notes[0]
 
 
 def test_the_mask_of_sdpa_is_counted_and_flash_attention_has_none():
     masked, plain = (
-        plan(keys(model_init_kwargs={"attn_implementation": kind}), options()) for kind in ("sdpa", "flash_attention_2")
+        plan(keys(model_init_kwargs={"attn_implementation": kind}), PlanOptions())
+        for kind in ("sdpa", "flash_attention_2")
     )
     assert masked.learning_bytes - plain.learning_bytes == 4 * 1536**2 * 2
 
 
 def test_training_in_16_bits_is_pointed_out():
-    assert any("lost in rounding" in note for note in plan(keys(), options()).notes)
-    whole = plan(keys(model_init_kwargs={"dtype": "float32"}), options())
+    assert any("lost in rounding" in note for note in plan(keys(), PlanOptions()).notes)
+    whole = plan(keys(model_init_kwargs={"dtype": "float32"}), PlanOptions())
     assert not any("lost in rounding" in note for note in whole.notes)
     assert term(whole, "weights") == 4 * whole.parameters.total
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_every_recipe_has_a_plan_that_fits(path):
-    values = checked_keys(read_yaml(path), "")
+    values = read_config(path)
     said = path.read_text()
     file = next((p for p in ACCELERATE if f"accelerate launch --config_file recipes/accelerate/{p.name}" in said), None)
-    made = plan(values, options(accelerate=file))
+    made = plan(values, PlanOptions(accelerate=file))
     assert made.fits, made.as_dict()
     assert (file is None) == ("on one GPU" in said)
     for number in (made.batch.completions_per_update, made.batch.completions_per_rollout):
@@ -253,8 +248,8 @@ def test_every_recipe_has_a_plan_that_fits(path):
 
 
 def test_32b_does_not_fit_on_one_node_with_zero2():
-    values = checked_keys(read_yaml(recipe_folder() / "papers/bapo_r1_distill_32b.yaml"), "")
-    assert not plan(values, options(accelerate=recipe_folder() / "accelerate/one_node_zero2.yaml")).fits
+    values = read_config(recipe_folder() / "papers/bapo_r1_distill_32b.yaml")
+    assert not plan(values, PlanOptions(accelerate=recipe_folder() / "accelerate/one_node_zero2.yaml")).fits
 
 
 @pytest.mark.parametrize("stage", ["zero_stage: 1", "deepspeed_config_file: zero.json"])
@@ -266,8 +261,8 @@ def test_a_stage_that_is_not_known_is_refused(tmp_path, stage):
 
 
 def test_32b_fits_on_four_nodes_with_zero3_and_sampling_with_transformers_gathers_it():
-    values = checked_keys(read_yaml(recipe_folder() / "papers/bapo_r1_distill_32b.yaml"), "")
-    nodes = options(accelerate=recipe_folder() / "accelerate/several_nodes_zero3.yaml")
+    values = read_config(recipe_folder() / "papers/bapo_r1_distill_32b.yaml")
+    nodes = PlanOptions(accelerate=recipe_folder() / "accelerate/several_nodes_zero3.yaml")
     assert plan(values, nodes).fits
     without_vllm = {name: value for name, value in values.items() if "vllm" not in name}
     made = plan(without_vllm, nodes)
@@ -304,7 +299,7 @@ def test_the_command_prints_tables_or_json(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--processes", "0"], "--processes must be > 0, got 0"),
+        (["--processes", "0"], "--processes must be > 0, got --processes=0"),
         (["--gpu_memory", "-1"], "--gpu_memory must be > 0"),
         (["--accelerate", "nowhere.yaml"], "accelerate configuration nowhere.yaml cannot be read"),
         (["--architecture", "nowhere.json"], "architecture nowhere.json is no config.json"),

@@ -3,13 +3,12 @@
 import csv
 import hashlib
 import json
-from argparse import Namespace
 
 import pytest
 import torch
 
 from equipoise.cli import main
-from equipoise.commands.probe import _probe_batch, _Rollout
+from equipoise.commands.probe import ProbeOptions, ProbeSampling, StepOptions, _probe_batch, _Rollout
 from equipoise.models.loading import encoded_prompt, load_model, load_tokenizer
 from equipoise.models.sampling import Sampler
 from equipoise.models.statistics_head import add_statistics_head
@@ -36,8 +35,9 @@ def probed(model, learning_rate=0.01, optimizer="sgd", batch_size=8):
     torch.manual_seed(0)
     completions = Sampler(policy, tokenizer, 13, 64).completions([p for p in prompts for _ in range(2)], 1.0, print)
     rollout = _Rollout([p for p in prompts for _ in range(2)], completions, torch.tensor([1.0, -1] * 4), [1.0, 0] * 4)
-    options = Namespace(batch_size=batch_size, optimizer=optimizer, learning_rate=learning_rate, generations=2)
-    return _probe_batch(policy, rollout, options, 0)
+    step = StepOptions(optimizer=optimizer, learning_rate=learning_rate)
+    sampling = ProbeSampling(batch_size=batch_size, generations=2)
+    return _probe_batch(policy, rollout, ProbeOptions(model=str(model), step=step, sampling=sampling), 0)
 
 
 @pytest.mark.parametrize(("optimizer", "step"), [("sgd", 1e-5), ("adamw", 1e-7)])
@@ -97,10 +97,10 @@ def test_a_batch_gives_the_same_numbers_in_any_portions(model):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--prompts", "0"], "--prompts must be >= 1, got 0"),
-        (["--generations", "1"], "--generations must be >= 2, got 1"),
-        (["--learning_rate", "0"], "--learning_rate must be > 0, got 0.0"),
-        (["--temperature", "-1"], "--temperature must be > 0, got -1.0"),
+        (["--prompts", "0"], "--prompts must be >= 1, got --prompts=0"),
+        (["--generations", "1"], "--generations must be >= 2, got --generations=1"),
+        (["--learning_rate", "0"], "--learning_rate must be > 0, got --learning_rate=0.0"),
+        (["--temperature", "-1"], "--temperature must be > 0, got --temperature=-1.0"),
         (["--prompts", "5000"], "need 10000 prompts, the data has 1659"),
         (["--max_new_tokens", "1"], "got equal rewards"),
     ],

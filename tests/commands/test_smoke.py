@@ -11,9 +11,9 @@ from transformers import AutoConfig, AutoTokenizer
 from equipoise.cli import main
 from equipoise.commands import smoke
 from equipoise.models.architectures import architecture, recipe_folder
-from equipoise.settings import reading as settings
 from equipoise.tasks import known_tasks
 from equipoise.tasks.math_data import MATH_DATA
+from equipoise.trl import keys as settings
 
 PAPERS = recipe_folder() / "papers"
 RECIPES = [path.stem for path in sorted(PAPERS.glob("*.yaml"))]
@@ -49,7 +49,7 @@ def lines(folder, name="metrics.jsonl"):
 def keys_of(recipe):
     from equipoise.settings.presets import with_preset
 
-    return with_preset(settings.checked_keys(settings.read_yaml(PAPERS / f"{recipe}.yaml"), ""))
+    return with_preset(settings.read_config(PAPERS / f"{recipe}.yaml"))
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -5,6 +5,7 @@ import pytest
 
 from equipoise.diagnostics.doctor import RUN_CHECKS, RunEvidence
 from equipoise.diagnostics.doctor import run_checks as checks
+from equipoise.diagnostics.metric_names import translated
 from equipoise.diagnostics.runs import RunRecord
 
 P = "equipoise/"
@@ -15,7 +16,7 @@ def run(settings=None, count=None, **columns):
     count = count or max(len(v) for v in columns.values() if not isinstance(v, int | float))
     lists = {k: [v] * count if isinstance(v, int | float) else list(v) for k, v in columns.items()}
     metrics = [{"update": i + 1} | {k: v[i] for k, v in lists.items() if v[i] is not None} for i in range(count)]
-    return RunEvidence(RunRecord("run", metrics, []), settings or {})
+    return RunEvidence(RunRecord("run", [translated(line) for line in metrics], []), settings or {})
 
 
 def test_there_is_one_visible_list_of_checks_with_names_of_their_own():
@@ -54,7 +55,7 @@ def test_ratios_of_a_policy_without_gradient():
     columns = {P + "staleness": [0, 1, 2, 3, 1], P + "ratio_std": 0.0, "learning_rate": 1e-3}
     found = checks.check_ratios(run(**columns, grad_norm=0.0))
     assert found.severity == "wrong"
-    assert "grad_norm was always 0" in found.evidence
+    assert "gradient norm was always 0" in found.evidence
     assert "equal rewards" in found.change
     assert "Behaviour log-probs were lost" in checks.check_ratios(run(**columns, grad_norm=[0, 0, 0.1, 0, 0])).why
 

@@ -76,6 +76,16 @@ def test_bootstrap_interval_is_reproducible_and_exact_for_constants():
     assert bootstrap_interval([0.25] * 5) == (0.25, 0.25)
 
 
+@pytest.mark.parametrize("size", [1, 2, 292, 5000])
+def test_bootstrap_interval_is_of_resamples_drawn_one_by_one(size):
+    """To the last bit, so that intervals of runs before and after a change can be compared."""
+    values = np.random.default_rng(size).integers(0, 9, size) / 8
+    generator = np.random.default_rng(3)
+    means = [values[generator.integers(size, size=size)].mean() for _ in range(500)]
+    low, high = np.quantile(means, [0.05, 0.95])
+    assert bootstrap_interval(values, level=0.9, num_resamples=500, seed=3) == (low, high)
+
+
 @pytest.mark.parametrize("values", [[], [1.0, float("nan")], [float("inf")], np.zeros((2, 2))])
 def test_values_that_have_no_interval_are_refused(values):
     with pytest.raises(ValueError, match="flat, non-empty sequence of finite values"):

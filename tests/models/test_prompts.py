@@ -1,7 +1,5 @@
 """Prompts are formed as training forms them: by the chat template, with what it is told, and with every message."""
 
-import json
-
 import pytest
 from datasets import Dataset
 from trainer_setup import character_tokenizer
@@ -92,19 +90,16 @@ def test_settings_that_are_no_mapping_are_refused(value):
         template_settings(value, "--flag")
 
 
-def test_flag_and_run_tell_evaluation_and_probe_the_same(tokenizer, tmp_path, monkeypatch):
-    import argparse
-
+@pytest.mark.parametrize(("flag", "thinks"), [(None, False), ("enable_thinking: true", True)])
+def test_flag_and_run_tell_evaluation_and_probe_the_same(tmp_path, monkeypatch, flag, thinks):
     from equipoise.commands import evaluate, probe
+    from equipoise.commands.data import DataOptions
 
-    monkeypatch.setattr(evaluate, "is_run_folder", lambda name: True)
-    monkeypatch.setattr(probe, "is_run_folder", lambda name: True)
     keys = {"task": "ladder", "chat_template_kwargs": {"enable_thinking": False}}
+    for command in (evaluate, probe):
+        monkeypatch.setattr(command, "is_run_folder", lambda name: True)
     monkeypatch.setattr(evaluate.run, "run_settings", lambda folder: keys)
-    for flag, thinks in ((None, False), (json.dumps({"enable_thinking": True}), True)):
-        options = argparse.Namespace(
-            chat_template_kwargs=flag, reward=None, prompt_template=None, chat=False, max_new_tokens=None,
-            prompts=1, model="run",
-        )  # fmt: skip
-        assert evaluate._held_out("run", None, options).template_kwargs == {"enable_thinking": thinks}
-        assert probe._template_kwargs(options) == {"enable_thinking": thinks}
+    data = DataOptions(chat_template_kwargs=flag)
+    held_out = evaluate._held_out("run", None, evaluate.EvaluateOptions(models=("run",), data=data))
+    assert held_out.template_kwargs == {"enable_thinking": thinks}
+    assert probe._template_kwargs(probe.ProbeOptions(model="run", data=data)) == {"enable_thinking": thinks}

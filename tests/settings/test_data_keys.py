@@ -6,10 +6,10 @@ import pytest
 
 from equipoise.errors import InputError
 from equipoise.settings.data_keys import data_term
-from equipoise.settings.reading import checked_keys
 from equipoise.settings.run import GROUPS, RunSettings
 from equipoise.settings.task_loading import load_task
 from equipoise.tasks.terms import parsed_terms
+from equipoise.trl.keys import checked_keys
 
 NAMES = [
     "plain.jsonl", "two words.jsonl", "a?b.jsonl", "a&b=c.jsonl", "a + b.jsonl", "3*4.jsonl", "it's \"so\".jsonl",

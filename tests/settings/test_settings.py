@@ -1,9 +1,14 @@
 """YAML and flags to settings: types converted, every mistake named in one line."""
 
+import math
+from typing import Any, Literal
+
 import pytest
+from accelerate.parallelism_config import ParallelismConfig
 
 from equipoise.errors import InputError
-from equipoise.settings.reading import _converted, build, checked_keys, read_flags, read_yaml
+from equipoise.settings.reading import converted, read_flags, read_yaml, type_in_words
+from equipoise.trl.keys import build, checked_keys, known_keys
 
 
 def test_flags_override_and_aliases_of_trl_are_known(tmp_path):
@@ -33,8 +38,53 @@ def test_one_value_is_a_list_of_one():
 
 @pytest.mark.parametrize(("value", "kind"), [("5", int | str), (5, str | int), (5, float | int), ("a", int | str)])
 def test_of_several_types_the_exact_one_is_kept(value, kind):
-    converted = _converted(value, kind)
-    assert (converted, type(converted)) == (value, type(value))
+    kept = converted(value, kind)
+    assert (kept, type(kept)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "expected"),
+    [
+        (10.0, int, 10), ("7", int, 7), (3, float, 3.0), ("0.5", float, 0.5), (5, str, "5"), (0.5, str | None, "0.5"),
+        (None, float | None, None), (True, bool | None, True), (True, str | bool, True), ([1, 2], list[float], [1, 2]),
+        (["1", 0.5], list[float] | None, [1.0, 0.5]), (2, list[str], ["2"]), ("a", str | list[str], "a"),
+        (["a"], str | list[str], ["a"]), ({"a": [1]}, dict | None, {"a": [1]}), ({}, dict[str, Any] | str | None, {}),
+        (math.inf, float, math.inf), ("b", Literal["a", "b"], "b"), (-(2**63), int, -(2**63)),
+    ],
+)  # fmt: skip
+def test_values_become_what_their_key_is(value, kind, expected):
+    result = converted(value, kind)
+    assert (result, type(result)) == (expected, type(expected))
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (True, int), (False, float | None), (True, str), (True, list[int]), ([1, True], list[float]), (1, bool),
+        ("true", bool | None), (0, bool | None), (1.5, int), ("1.5", int | None), (math.nan, float), ("nan", float),
+        ([0.5, math.nan], list[float]), (2**63, int), ([2**63], list[int]), ("a", float), (["a"], str), ({}, str),
+        ([1], dict | None), ("a", dict), (None, int), (None, str), ("c", Literal["a", "b"]), (["a", ["b"]], list[str]),
+        ({"dp_shard_size": 2}, ParallelismConfig | None),
+    ],
+)  # fmt: skip
+def test_values_of_another_kind_are_refused(value, kind):
+    with pytest.raises(ValueError, match="^$"):
+        converted(value, kind)
+
+
+def test_every_key_of_a_run_has_a_type_that_can_be_read_and_told():
+    for key, kind in known_keys().items():
+        assert type_in_words(kind), key
+        with pytest.raises(ValueError, match="^$"):
+            converted(object(), kind)
+
+
+def test_of_two_spellings_of_a_number_both_are_read(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text("learning_rate: 1e-3\nmax_steps: 1e3\nrun_name: 1e\nbapo_low: [5e-1, 1.5E-1]\n")
+    keys = checked_keys(read_yaml(file), "")
+    assert keys == {"learning_rate": 0.001, "max_steps": 1000, "run_name": "1e", "bapo_low": [0.5, 0.15]}
+    assert type(keys["max_steps"]) is int
 
 
 def test_no_is_a_word(tmp_path):

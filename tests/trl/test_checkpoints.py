@@ -1,17 +1,16 @@
 """Which checkpoints count, which are kept, and when one is marked."""
 
-import json
 import os
 
 import pytest
 
-from equipoise.diagnostics.run_folder import latest_checkpoint
+from equipoise.diagnostics.run_folder import checkpoint_folder, latest_checkpoint
 from equipoise.trl import checkpoints
 from equipoise.trl.checkpoints import CheckpointError
 
 
 def make(folder, step, *, complete=True):
-    checkpoint = checkpoints.checkpoint_folder(folder, step)
+    checkpoint = checkpoint_folder(folder, step)
     checkpoint.mkdir()
     if complete:
         checkpoints.write_marker(checkpoint, {"polarity_controller": None})
@@ -49,12 +48,11 @@ def test_older_checkpoints_go_by_number_and_the_best_stays(tmp_path):
 def test_a_marker_that_could_not_be_written_marks_nothing(tmp_path, monkeypatch):
     folder = make(tmp_path, 1, complete=False)
 
-    def full(value, file, **kwargs):
-        file.write('{"format": 1')
+    def full(descriptor):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(json, "dump", full)
+        patched.setattr(os, "fsync", full)
         with pytest.raises(OSError, match="No space left"):
             checkpoints.write_marker(folder, {})
     assert not checkpoints.is_complete(folder)

@@ -9,7 +9,7 @@ from resume_setup import SETTINGS, history, weights
 from trainer_setup import prompts, trainer
 from trl import GRPOTrainer
 
-from equipoise.diagnostics.run_folder import latest_checkpoint
+from equipoise.diagnostics.run_folder import CHECKPOINT_MARKER, latest_checkpoint
 from equipoise.trl import checkpoints
 from equipoise.trl.checkpoints import CheckpointError
 
@@ -96,7 +96,7 @@ def test_an_interrupted_write_leaves_the_previous_checkpoint_usable(tmp_path, mo
 
 def test_a_killed_write_is_not_resumed_and_is_cleared_away(tmp_path):
     make(tmp_path, max_steps=2).train()
-    (tmp_path / "checkpoint-2" / checkpoints.MARKER).unlink()  # as a kill before the end of the write leaves it
+    (tmp_path / "checkpoint-2" / CHECKPOINT_MARKER).unlink()  # as a kill before the end of the write leaves it
     (tmp_path / "checkpoint-2" / "rollout_1.pt").write_bytes(b"half")
     assert latest_checkpoint(tmp_path) == tmp_path / "checkpoint-1"
     subject = make(tmp_path, max_steps=2)
@@ -165,7 +165,7 @@ def test_nothing_to_resume_is_said(tmp_path):
 
 def test_a_checkpoint_of_a_newer_format_is_refused(tmp_path):
     make(tmp_path, max_steps=1).train()
-    marker = tmp_path / "checkpoint-1" / checkpoints.MARKER
+    marker = tmp_path / "checkpoint-1" / CHECKPOINT_MARKER
     marker.write_text(marker.read_text().replace('"format": 1', '"format": 2'))
     with pytest.raises(CheckpointError, match="of a newer format"):
         make(tmp_path, max_steps=2).train(resume_from_checkpoint=True)

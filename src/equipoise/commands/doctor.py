@@ -4,18 +4,19 @@ The target is recognised by what is there: a run folder by its settings and metr
 model by its config.json or by being a hub id. Reads only; nothing is written.
 """
 
-import argparse
 import dataclasses
 import json
 import re
 import tempfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from rich.console import Console
+from tyro.conf import Positional, arg
 
 from equipoise.commands import probe as probing
+from equipoise.commands.data import DataOptions
 from equipoise.commands.doctor_checks import (
     SEQUENCES,
     bf16_slowdown,
@@ -42,23 +43,44 @@ from equipoise.diagnostics.run_folder import ENVIRONMENT_FILE, METRICS_FILE, RES
 from equipoise.diagnostics.runs import read_run
 from equipoise.errors import InputError
 from equipoise.models.loading import load_model, load_tokenizer, template_settings
-from equipoise.settings.reading import build, checked_keys, read_yaml
+from equipoise.settings.reading import read_yaml
 from equipoise.settings.run import RunSettings
 from equipoise.settings.task_loading import load_task
 from equipoise.tasks import Task
 from equipoise.trl import run
+from equipoise.trl.keys import build, read_config
 
 Kind = Literal["run", "config", "model"]
 RUN_FILES = (METRICS_FILE, RESOLVED_FILE, ENVIRONMENT_FILE)
-DATA_KEYS = ("task", "chat", "reward", "prompt_template")
-PROBE = {
-    "optimizer": "adamw", "prompts": 8, "generations": 8, "batches": 2, "temperature": 1.0, "batch_size": 32, "seed": 0,
-}  # fmt: skip
+PROBE = probing.ProbeSampling(prompts=8, batches=2)
 """The small probe of --probe; `equipoise probe` has the larger one."""
 
 
-def doctor(options: argparse.Namespace) -> int:
-    """Examine the target that the flags name and print the findings; 1 when something is wrong, else 0.
+@dataclasses.dataclass(frozen=True)
+class DoctorOptions:
+    """Find what usually goes wrong: ratios that are always 1, padding or tool output in the entropy, truncated
+    completions, groups with equal rewards, a verifier that accepts nothing, sampling and training log-probs that
+    disagree, bounds and controllers at their limit, steps too large for first order, batch arithmetic. Every finding
+    says what was seen, why it matters and what to change. Reads only; docs/doctor.md has all checks.
+
+    Exit code 1 when something is wrong, 0 when not (warnings do not count), 2 when the target is none of the three.
+    """
+
+    target: Annotated[Positional[str], arg(metavar="RUN|CONFIG|MODEL")] = dataclasses.field(
+        metadata={"help": "Run folder, YAML file, model folder or hub id."}
+    )
+    json: bool = dataclasses.field(default=False, metadata={"help": "Print the findings as JSON, and nothing else."})
+    probe: bool = dataclasses.field(
+        default=False, metadata={"help": "Also take one real step and measure it (needs data)."}
+    )
+    learning_rate: float | None = dataclasses.field(
+        default=None, metadata={"help": "Of the probe; unset: that of the run, else 1e-5."}
+    )
+    data: DataOptions[str] = dataclasses.field(default_factory=DataOptions[str])
+
+
+def doctor(options: DoctorOptions) -> int:
+    """Examine the target and print the findings; 1 when something is wrong, else 0.
 
     Raises:
         InputError: a target that is no run, configuration or model, or one that cannot be read.
@@ -100,7 +122,7 @@ def recognised(target: str) -> Kind:
     raise InputError(f"{target} is no run, no configuration and no model: there is no such file or folder")
 
 
-def _run(options: argparse.Namespace) -> list[Finding]:
+def _run(options: DoctorOptions) -> list[Finding]:
     folder = Path(options.target)
     record = read_run(folder)
     if not record.metrics:
@@ -126,8 +148,8 @@ def _environment(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path} is no JSON: {error.msg}") from error
 
 
-def _config(options: argparse.Namespace) -> list[Finding]:
-    given = checked_keys(read_yaml(options.target), f"config {options.target}: ")
+def _config(options: DoctorOptions) -> list[Finding]:
+    given = read_config(options.target)
     task, reason = _task(options, given)
     # What flags of `equipoise train` would add does not hinder the examination of the rest.
     later = {"model": "MODEL", "output_dir": "RUN"} | ({} if given.get("task") else {"task": "ladder"})
@@ -154,21 +176,20 @@ def _settings(
     return [check(evidence) for check in SETTINGS_CHECKS]
 
 
-def _task(options: argparse.Namespace, given: dict[str, Any]) -> tuple[Task | None, str]:
-    """The data that the flags name, else that of the run or configuration; or why there is none."""
-    flags = {key: getattr(options, key) for key in DATA_KEYS}
-    data = flags if options.task else {key: given[key] for key in DATA_KEYS if key in given}
+def _task(options: DoctorOptions, given: dict[str, Any]) -> tuple[Task | None, str]:
+    """The data that the options name, else that of the run or configuration; or why there is none."""
+    data = options.data.keys_over(given)
     if not data.get("task"):
         return None, "no data was named: give --task, or --dataset and --reward"
     try:
         return load_task(RunSettings(model="MODEL", **data)), ""
     except InputError as error:
-        if data is flags:
+        if options.data.named:
             raise
         return None, f"the data cannot be loaded: {error}"
 
 
-def _model(options: argparse.Namespace) -> list[Finding]:
+def _model(options: DoctorOptions) -> list[Finding]:
     task, reason = _task(options, {})
     on_cpu = not torch.accelerator.is_available()
     tokenizer, model = load_tokenizer(options.target), load_model(options.target, on_cpu=on_cpu)
@@ -176,25 +197,29 @@ def _model(options: argparse.Namespace) -> list[Finding]:
     if not on_cpu:
         model = model.to(str(torch.accelerator.current_accelerator()))  # pyright: ignore[reportArgumentType]
     findings = [check_tokens(model, tokenizer), check_chat(tokenizer, task)]
-    told = template_settings(options.chat_template_kwargs, "--chat_template_kwargs")
     prompts = None if task is None else task.train[:SEQUENCES]["prompt"]
+    told = template_settings(options.data.chat_template_kwargs)
     comparison = compare_logprobs(model, tokenizer, prompts, template_kwargs=told)
     findings += [check_comparison(comparison), check_padding(comparison), check_verifier(task, reason)]
     return [*findings, _probed(options, {})]
 
 
-def _probed(options: argparse.Namespace, settings: dict[str, Any]) -> Finding:
+def _probed(options: DoctorOptions, settings: dict[str, Any]) -> Finding:
     name = "learning rate and first order"
     if not options.probe:
         return not_checked(name, "not asked for: --probe takes one step and measures it")
     rate = options.learning_rate or settings.get("learning_rate") or 1e-5
     with tempfile.TemporaryDirectory() as folder:
-        values = PROBE | {key: getattr(options, key) for key in DATA_KEYS}
-        values |= {"model": options.target, "learning_rate": rate}
-        values["chat_template_kwargs"] = options.chat_template_kwargs
-        values["max_new_tokens"] = settings.get("max_completion_length")
         try:
-            report = probing.probe(argparse.Namespace(**values, output=Path(folder) / "probe"))
-        except InputError as error:
+            report = probing.probe(
+                probing.ProbeOptions(
+                    model=options.target,
+                    output=Path(folder) / "probe",
+                    data=options.data,
+                    step=probing.StepOptions(learning_rate=rate),
+                    sampling=dataclasses.replace(PROBE, max_new_tokens=settings.get("max_completion_length")),
+                )
+            )
+        except ValueError as error:
             return not_checked(name, str(error))
     return check_probe(report, probing.MEANINGLESS)

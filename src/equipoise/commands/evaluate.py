@@ -1,22 +1,22 @@
 """`equipoise evaluate`: runs and models on the same held-out data, side by side."""
 
-import argparse
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
-from transformers import PreTrainedTokenizerBase
+from tyro.conf import Positional, arg
 
+from equipoise.commands.data import DataOptions
 from equipoise.commands.evaluation_table import as_csv, as_markdown, print_evaluations
 from equipoise.commands.threads import fit_threads
 from equipoise.diagnostics.run_folder import is_run_folder, model_of
-from equipoise.errors import InputError
+from equipoise.errors import InputError, require
 from equipoise.files import write_at_once
 from equipoise.models.evaluation import Evaluation
 from equipoise.models.loading import check_prompts, encoded_prompt, load_model, load_tokenizer, template_settings
@@ -31,6 +31,58 @@ DEFAULT_MAX_NEW_TOKENS = 512
 
 
 @dataclass(frozen=True)
+class SamplingOptions:
+    """How often and how each prompt is answered."""
+
+    prompts: int | None = field(default=None, metadata={"help": "Only the first so many; unset: all."})
+    samples: int = field(default=16, metadata={"help": "Per prompt."})
+    k: Annotated[tuple[int, ...], arg(metavar="INT …")] = field(default=(1, 8), metadata={"help": "Of pass@k."})
+    temperature: float = field(default=1.0, metadata={"help": "Of the samples."})
+    max_new_tokens: int | None = field(default=None, metadata={"help": "Unset: those of the task or run, else 512."})
+    batch_size: int = field(default=256, metadata={"help": "Sequences at a time."})
+    seed: int = field(default=0, metadata={"help": "Of the samples."})
+    backend: Literal["transformers", "vllm"] = field(default="transformers", metadata={"help": "vllm: on a GPU."})
+
+    def __post_init__(self) -> None:
+        if self.samples < 1 or any(not 1 <= k <= self.samples for k in self.k):
+            raise InputError(f"--k must be from 1 to --samples={self.samples}, got {list(self.k)}")
+        require("--temperature", self.temperature, "> 0", self.temperature > 0)
+        for name in ("max_new_tokens", "batch_size", "prompts"):
+            value = getattr(self, name)
+            require(f"--{name}", value, ">= 1", value is None or value >= 1)
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Evaluate runs and models on held-out data, side by side: greedy, avg@k and pass@k with 95% intervals, distinct
+    correct answers, entropy, length.
+    """
+
+    models: Annotated[Positional[tuple[str, ...]], arg(metavar="MODEL_OR_RUN …", help_behavior_hint="")] = field(
+        metadata={"help": "Run folders, model folders or hub ids."}
+    )
+    output: Annotated[tuple[Path, ...] | None, arg(metavar="FILE …")] = field(
+        default=None, metadata={"help": "Write the table to new files: .json, .csv, .md."}
+    )
+    samples_output: Path | None = field(
+        default=None,
+        metadata={
+            "help": "Folder for every sample with its verdict and reason, a JSONL per model and task; an interrupted "
+            "evaluation goes on where it stopped."
+        },
+    )
+    data: DataOptions[tuple[str, ...]] = field(default_factory=DataOptions[tuple[str, ...]])
+    sampling: SamplingOptions = SamplingOptions()
+
+    def __post_init__(self) -> None:
+        tasks = self.data.tasks
+        if len(set(tasks)) < len(tasks):
+            raise InputError(f"each task can be given once, got {' '.join(tasks)}")
+        if len(set(self.models)) < len(self.models):
+            raise InputError(f"each model can be given once, got {' '.join(self.models)}")
+
+
+@dataclass(frozen=True)
 class HeldOut:
     """What to evaluate on."""
 
@@ -41,14 +93,14 @@ class HeldOut:
     template_kwargs: dict[str, Any]
 
 
-def evaluate_models(options: argparse.Namespace) -> dict[str, dict[str, Evaluation]]:
-    """Evaluate the models that the flags name on each benchmark, print a table, write what is asked for.
+def evaluate_models(options: EvaluateOptions) -> dict[str, dict[str, Evaluation]]:
+    """Evaluate the models of the options on each benchmark, print a table, write what is asked for.
 
     Returns:
         Model -> benchmark -> evaluation.
 
     Raises:
-        InputError: flags that do not fit, models or data that cannot be loaded, an output that exists, or samples of
+        InputError: options that do not fit, models or data that cannot be loaded, an output that exists, or samples of
             other settings.
     """
     _check(options)
@@ -71,22 +123,9 @@ WRITERS = {
 """Suffix of --output -> its form."""
 
 
-def _check(options: argparse.Namespace) -> None:
-    if options.samples < 1 or any(not 1 <= k <= options.samples for k in options.k):
-        raise InputError(f"--k must be from 1 to --samples={options.samples}, got {options.k}")
-    if not options.temperature > 0:
-        raise InputError(f"--temperature must be > 0, got {options.temperature}")
-    for flag in ("max_new_tokens", "batch_size", "prompts"):
-        value = getattr(options, flag)
-        if value is not None and value < 1:
-            raise InputError(f"--{flag} must be >= 1, got {value}")
-    tasks: list[str] = options.task or []
-    for task in tasks:
+def _check(options: EvaluateOptions) -> None:
+    for task in options.data.tasks:
         check_task_name(task)
-    if len(set(tasks)) < len(tasks):
-        raise InputError(f"each task can be given once, got {' '.join(tasks)}")
-    if len(set(options.models)) < len(options.models):
-        raise InputError(f"each model can be given once, got {' '.join(options.models)}")
     for path in options.output or []:
         if path.exists():
             raise InputError(f"output {path} exists; choose another name")
@@ -96,17 +135,18 @@ def _check(options: argparse.Namespace) -> None:
         raise InputError(f"output {options.samples_output} exists; choose another name")
 
 
-def _benchmarks(name: str, options: argparse.Namespace) -> list[HeldOut]:
-    """The data of the flags, one by one, else that of the run."""
-    found = [_held_out(name, task, options) for task in options.task or [None]]
+def _benchmarks(name: str, options: EvaluateOptions) -> list[HeldOut]:
+    """The data of the options, one by one, else that of the run."""
+    found = [_held_out(name, task, options) for task in options.data.tasks or (None,)]
     labels = [data.name for data in found]
     return [
         data if labels.count(data.name) == 1 else replace(data, name=task)
-        for task, data in zip(options.task or [None], found, strict=True)
+        for task, data in zip(options.data.tasks or (None,), found, strict=True)
     ]
 
 
-def _held_out(name: str, chosen: str | None, options: argparse.Namespace) -> HeldOut:
+def _held_out(name: str, chosen: str | None, options: EvaluateOptions) -> HeldOut:
+    given, sampling = options.data, options.sampling
     keys = run.run_settings(Path(name)) if is_run_folder(name) else {}
     named = chosen or keys.get("eval_task") or keys.get("task")
     if named is None:
@@ -115,9 +155,9 @@ def _held_out(name: str, chosen: str | None, options: argparse.Namespace) -> Hel
         raise InputError(f"{name} has episodes, which only the run itself evaluates (evaluate_every)")
     task = evaluation_task(
         named,
-        reward=options.reward or keys.get("reward"),
-        template=options.prompt_template or keys.get("prompt_template"),
-        chat=options.chat or keys.get("chat", False),
+        reward=given.reward or keys.get("reward"),
+        template=given.prompt_template or keys.get("prompt_template"),
+        chat=given.chat or keys.get("chat", False),
     )
     if task.environment_factory is not None:
         raise InputError(f"task {task.name} has episodes, which only a run evaluates (evaluate_every, held-out data)")
@@ -126,25 +166,25 @@ def _held_out(name: str, chosen: str | None, options: argparse.Namespace) -> Hel
         if not chosen and not keys.get("eval_task"):
             raise InputError(f"{name} names no held-out data, and {named} holds none out: give --task, or --dataset")
         dataset = task.train  # a benchmark has no training data of its own: all of it is to evaluate on
-    length = options.max_new_tokens or task.max_completion_length or keys.get("max_completion_length")
-    rows = len(dataset) if options.prompts is None else min(options.prompts, len(dataset))
-    told = template_settings(options.chat_template_kwargs or keys.get("chat_template_kwargs"))
+    length = sampling.max_new_tokens or task.max_completion_length or keys.get("max_completion_length")
+    rows = len(dataset) if sampling.prompts is None else min(sampling.prompts, len(dataset))
+    told = template_settings(given.chat_template_kwargs or keys.get("chat_template_kwargs"))
     length = length or DEFAULT_MAX_NEW_TOKENS
     return HeldOut(task.name, dataset.select(range(rows)), task.evaluation_reward, length, told)
 
 
-def _sample_files(number: int, name: str, benchmarks: list[HeldOut], options: argparse.Namespace) -> list:
+def _sample_files(number: int, name: str, benchmarks: list[HeldOut], options: EvaluateOptions) -> list:
     """Where the samples of each benchmark are kept, checked before anything is sampled; None where they are not."""
     if options.samples_output is None:
         return [None] * len(benchmarks)
-    files = []
+    files, sampling = [], options.sampling
     for data in benchmarks:
         label = re.sub(r"[^A-Za-z0-9_.=-]+", "_", f"{number}-{Path(name).name}-{data.name}")[:120]
         settings = {
             "model": model_of(name), "benchmark": data.name, "num_prompts": len(data.dataset),
-            "data": data_fingerprint(data.dataset), "samples": options.samples, "temperature": options.temperature,
-            "max_new_tokens": data.max_new_tokens, "batch_size": options.batch_size, "seed": options.seed,
-            "backend": options.backend, "reward": data.reward.__name__,
+            "data": data_fingerprint(data.dataset), "samples": sampling.samples, "temperature": sampling.temperature,
+            "max_new_tokens": data.max_new_tokens, "batch_size": sampling.batch_size, "seed": sampling.seed,
+            "backend": sampling.backend, "reward": data.reward.__name__,
         } | ({"chat_template_kwargs": data.template_kwargs} if data.template_kwargs else {})  # fmt: skip
         files.append(SampleFile(options.samples_output / f"{label}.jsonl", settings))
         files[-1].check()
@@ -156,12 +196,12 @@ def _encoded(tokenizer: Any, data: HeldOut) -> list[list[int]]:
     return [encoded_prompt(tokenizer, prompt, row, data.template_kwargs) for row, prompt in prompts]
 
 
-def _evaluate(name: str, benchmarks: list[HeldOut], files: list, options: argparse.Namespace) -> dict[str, Evaluation]:
+def _evaluate(name: str, benchmarks: list[HeldOut], files: list, options: EvaluateOptions) -> dict[str, Evaluation]:
     """The evaluations of one model, which is loaded once."""
-    tokenizer = load_tokenizer(model_of(name))
+    tokenizer, sampling = load_tokenizer(model_of(name)), options.sampling
     for data in benchmarks:
         check_prompts(data.dataset, tokenizer, name, data.template_kwargs)
-    sampler = _sampler(name, tokenizer, options)
+    sampler = _sampler(name, tokenizer, sampling)
     evaluations = {}
     for data, file in zip(benchmarks, files, strict=True):
         sampler.max_new_tokens = data.max_new_tokens
@@ -170,29 +210,29 @@ def _evaluate(name: str, benchmarks: list[HeldOut], files: list, options: argpar
             data.dataset,
             _encoded(tokenizer, data),
             data.reward,
-            num_samples=options.samples,
-            ks=options.k,
-            temperature=options.temperature,
-            batch_size=options.batch_size,
-            seed=options.seed,
+            num_samples=sampling.samples,
+            ks=sampling.k,
+            temperature=sampling.temperature,
+            batch_size=sampling.batch_size,
+            seed=sampling.seed,
             samples=file,
             name=f"{Path(name).name} {data.name}",
         )
     return evaluations
 
 
-def _sampler(name: str, tokenizer: PreTrainedTokenizerBase, options: argparse.Namespace) -> Any:
+def _sampler(name: str, tokenizer: Any, sampling: SamplingOptions) -> Any:
     """The model, ready to sample, in transformers or in vLLM."""
     model_name = model_of(name)
-    if options.backend == "vllm":
-        engine, parameters = vllm_engine(model_name, seed=options.seed)
+    if sampling.backend == "vllm":
+        engine, parameters = vllm_engine(model_name, seed=sampling.seed)
         return VllmSampler(engine, parameters, tokenizer, 1)
     on_cpu = not torch.accelerator.is_available()
     model = load_model(model_name, on_cpu=on_cpu)
     fit_threads(model, on_cpu=on_cpu)
     if not on_cpu:
         cast(Any, model).to(torch.accelerator.current_accelerator())
-    return Sampler(model.eval(), tokenizer, 1, options.batch_size, measures_entropy=True)
+    return Sampler(model.eval(), tokenizer, 1, sampling.batch_size, measures_entropy=True)
 
 
 def print_table(evaluations: dict[str, dict[str, Any]]) -> None:

@@ -1,113 +1,61 @@
 """`equipoise plan`: what a configuration means in batches and in memory, calculated before anything is started."""
 
-import argparse
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import yaml
-from rich.console import Console
-from rich.table import Table
 
-from equipoise.errors import InputError
+from equipoise.commands.plan_result import GIB, Batch, Plan, print_plan
+from equipoise.errors import InputError, require
 from equipoise.models import memory
 from equipoise.models.architectures import ParameterCount, Shape, architecture, parameter_count
 from equipoise.models.memory import Sharding, Term
-from equipoise.settings.presets import with_preset
-from equipoise.settings.reading import build
+from equipoise.settings.presets import merged, with_preset
 from equipoise.settings.run import RunSettings
 from equipoise.trl.config import EquipoiseConfig
-
-GIB = 2**30
-RESERVE = 0.1
-"""Part of a GPU that is left to what is not calculated."""
+from equipoise.trl.keys import build, checked_keys, read_config
 
 
 @dataclass(frozen=True)
-class Batch:
-    """The arithmetic of a rollout batch.
-
-    Attributes:
-        processes: one per GPU.
-        completions_per_update: over all processes.
-        prompts_per_update: groups of `num_generations`.
-        completions_per_rollout: in a rollout batch, over all processes.
-        prompts_per_rollout: groups of them.
-        fresh_completions_per_rollout: sampled for it; the others are replayed.
-        updates_per_rollout: staleness: optimizer steps on one rollout batch.
-        most_tokens_per_rollout: of completions that are sampled, where each has its greatest length.
-        rows_per_process: completions of a rollout batch on one GPU.
+class PlanOptions:
+    """Calculate what a run needs: parameters, optimizer state, activations, what the statistics head keeps, KV cache,
+    each with its formula, summed for one GPU; and what the batch settings mean on so many GPUs. Every key of a run is
+    also a flag (equipoise train --help lists them). Nothing is loaded but the shape of the model (its config.json, or
+    recipes/architectures).
     """
 
-    processes: int
-    completions_per_update: int
-    prompts_per_update: float
-    completions_per_rollout: int
-    prompts_per_rollout: float
-    fresh_completions_per_rollout: int
-    updates_per_rollout: float
-    most_tokens_per_rollout: int
-    rows_per_process: int
+    config: Path | None = field(default=None, metadata={"help": "YAML file of keys, as `equipoise train` takes it."})
+    accelerate: Path | None = field(default=None, metadata={"help": "Accelerate configuration: processes, sharding."})
+    processes: int | None = field(default=None, metadata={"help": "GPUs; unset: those of --accelerate, else 1."})
+    sharding: Literal["none", "fsdp2", "zero2", "zero3"] | None = field(
+        default=None, metadata={"help": "Unset: as in --accelerate."}
+    )
+    gpu_memory: float = field(default=80.0, metadata={"help": "GiB of one GPU."})
+    prompt_tokens: int = field(default=512, metadata={"help": "Longest prompt."})
+    architecture: Path | None = field(default=None, metadata={"help": "config.json, where the model is not at hand."})
+    json: bool = field(default=False, metadata={"help": "Print JSON, every term with its bytes and formula."})
+
+    def __post_init__(self) -> None:
+        for name in ("processes", "gpu_memory", "prompt_tokens"):
+            value = getattr(self, name)
+            require(f"--{name}", value, "> 0", value is None or value > 0)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What `equipoise plan` prints.
-
-    Attributes:
-        model: folder or hub id.
-        shape: of the model.
-        parameters: of the model, with an adapter where there is one.
-        batch: the arithmetic of batches.
-        sharding: "none", "fsdp2", "zero2" or "zero3".
-        terms: of the memory of one GPU.
-        learning_bytes: the sum while the model learns.
-        sampling_bytes: the sum while completions are sampled.
-        gpu_bytes: of one GPU.
-        full_logits_bytes: what the statistics head does not form.
-        notes: what the numbers do not say.
-    """
-
-    model: str
-    shape: Shape
-    parameters: ParameterCount
-    batch: Batch
-    sharding: str
-    terms: list[Term]
-    learning_bytes: int
-    sampling_bytes: int
-    gpu_bytes: int
-    full_logits_bytes: int
-    notes: list[str]
-
-    @property
-    def fits(self) -> bool:
-        """Whether the larger phase leaves the reserve free."""
-        return max(self.learning_bytes, self.sampling_bytes) <= (1 - RESERVE) * self.gpu_bytes
-
-    def as_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
-        return asdict(self) | {"fits": self.fits, "reserve": RESERVE}
-
-
-def plan(values: dict[str, Any], options: argparse.Namespace) -> Plan:
+def plan(values: dict[str, Any], options: PlanOptions) -> Plan:
     """The plan of a run.
 
     Args:
         values: checked keys of a run; `output_dir` may be missing.
-        options: `accelerate`, `processes`, `sharding`, `gpu_memory` (GiB), `prompt_tokens`, `architecture`.
+        options: of the machine.
 
     Raises:
         InputError: settings that a run would be refused for, or a model whose shape is not known.
     """
-    for name in ("processes", "gpu_memory", "prompt_tokens"):
-        value = getattr(options, name)
-        if value is not None and not value > 0:
-            raise InputError(f"--{name} must be > 0, got {value}")
     values = with_preset({"output_dir": "runs/plan"} | values)
     with _unheard_warnings():
         settings, config = build(values)
@@ -169,7 +117,7 @@ def _unheard_warnings() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _sharding(options: argparse.Namespace) -> Sharding:
+def _sharding(options: PlanOptions) -> Sharding:
     kind, processes = "none", 1
     if options.accelerate is not None:
         kind, processes = accelerate_sharding(options.accelerate)
@@ -220,28 +168,27 @@ def _element_bytes(config: EquipoiseConfig, config_of_model: Any) -> int:
 
 
 def _batch(values: dict[str, Any], config: EquipoiseConfig, processes: int) -> Batch:
-    per_device, accumulated = config.per_device_train_batch_size, config.gradient_accumulation_steps
-    generations = config.num_generations or 1
-    slices = config.steps_per_generation or 1
-    if values.get("generation_batch_size") is not None:
-        slices = max(1, values["generation_batch_size"] // (per_device * processes))
-    update, rollout = per_device * accumulated * processes, per_device * slices * processes
-    if rollout % generations:
+    local = config.rollout_batch()
+    if values.get("generation_batch_size") is not None:  # over all processes, of which there may be none here
+        slices = max(1, values["generation_batch_size"] // (local.rows * processes))
+        local = replace(local, micro_batches=slices)
+    rollout, update = local.completions * processes, local.completions_per_update * processes
+    if rollout % local.group_size:
         raise InputError(
             f"a rollout batch on {processes} processes is per_device_train_batch_size * steps_per_generation * "
-            f"processes = {rollout} completions, which num_generations={generations} must divide"
+            f"processes = {rollout} completions, which num_generations={local.group_size} must divide"
         )
-    replayed = int(config.replay_fraction * (per_device * slices // generations) + 1e-9) * generations * processes
+    replayed = local.replayed_groups(config.replay_fraction) * local.group_size * processes
     return Batch(
         processes=processes,
         completions_per_update=update,
-        prompts_per_update=update / generations,
+        prompts_per_update=update / local.group_size,
         completions_per_rollout=rollout,
-        prompts_per_rollout=rollout / generations,
+        prompts_per_rollout=rollout / local.group_size,
         fresh_completions_per_rollout=rollout - replayed,
-        updates_per_rollout=slices * config.num_iterations / accumulated,
+        updates_per_rollout=local.updates,
         most_tokens_per_rollout=(rollout - replayed) * (config.max_completion_length or 0),
-        rows_per_process=per_device * slices,
+        rows_per_process=local.completions,
     )
 
 
@@ -313,58 +260,18 @@ def _notes(saved: int, sharding: Sharding, settings: RunSettings, config: Equipo
     return notes
 
 
-def print_plan(made: Plan) -> None:
-    """Two tables and the notes on stdout."""
-    console = Console(width=None if Console().is_terminal else 150)
-    shape, count, batch = made.shape, made.parameters, made.batch
-    trained = "" if count.trainable == count.total else f", {count.trainable:,} of them trained"
-    console.print(f"[bold]{made.model}[/bold]: {count.total:,} parameters{trained}", highlight=False)
-    console.print(
-        f"{shape.layers} layers, hidden {shape.hidden:,}, intermediate {shape.intermediate:,}, heads {shape.heads} / "
-        f"{shape.kv_heads} of {shape.head_dim}, vocabulary {shape.vocabulary:,}{' (tied)' if shape.tied else ''}",
-        highlight=False,
-    )
-    table = Table(title=f"batches on {batch.processes} GPU{'s' if batch.processes > 1 else ''}", title_justify="left")
-    table.add_column("")
-    table.add_column("", justify="right")
-    for name, value in (
-        ("completions per update", f"{batch.completions_per_update:,} ({batch.prompts_per_update:g} prompts)"),
-        ("completions per rollout batch", f"{batch.completions_per_rollout:,} ({batch.prompts_per_rollout:g} prompts)"),
-        ("of these sampled, not replayed", f"{batch.fresh_completions_per_rollout:,}"),
-        ("updates per rollout batch (staleness)", f"{batch.updates_per_rollout:g}"),
-        ("tokens sampled per rollout batch, at most", f"{batch.most_tokens_per_rollout:,}"),
-    ):
-        table.add_row(name, value)
-    console.print(table)
-    console.print(_memory_table(made))
-    for note in made.notes:
-        console.print(f"- {note}", highlight=False)
+def run_plan(options: PlanOptions, keys: Mapping[str, Any]) -> None:
+    """Make the plan of a configuration and print it, as tables or as JSON.
 
+    Args:
+        options: of the machine, and the configuration file.
+        keys: unchecked keys of the run, which override those of the file.
 
-def _memory_table(made: Plan) -> Table:
-    table = Table(title=f"memory of one GPU, sharding: {made.sharding}", title_justify="left")
-    for heading, justify in (("", "left"), ("GiB", "right"), ("while", "left"), ("formula", "left")):
-        table.add_column(heading, justify=cast(Any, justify), overflow="fold")
-    for term in made.terms:
-        table.add_row(term.name, _gib(term.num_bytes), term.phase, term.formula)
-    table.add_section()
-    for name, value in (("learning", made.learning_bytes), ("sampling", made.sampling_bytes)):
-        table.add_row(f"sum while {name}", _gib(value), "", "")
-    reserve = f"{RESERVE:.0%} kept for what is not calculated"
-    verdict = "fits" if made.fits else "[bold]does not fit[/bold]"
-    table.add_row("GPU", _gib(made.gpu_bytes), "", f"{verdict}; {reserve}")
-    logits = f"one float32 tensor tokens x {made.shape.vocabulary:,}, which the statistics head does not form"
-    table.add_row("(full logits)", _gib(made.full_logits_bytes), "", logits)
-    return table
-
-
-def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / GIB:.2f}"
-
-
-def run_plan(values: dict[str, Any], options: argparse.Namespace) -> None:
-    """Make the plan and print it, as tables or as JSON."""
-    made = plan(values, options)
+    Raises:
+        InputError: keys that are not known or of another type, or as `plan`.
+    """
+    flags = checked_keys(keys, "flag --")
+    made = plan(merged({} if options.config is None else read_config(options.config), flags), options)
     if options.json:
         print(json.dumps(made.as_dict(), indent=2))
     else:

@@ -5,20 +5,22 @@ taken at the same contexts (two forward and backward passes); one step of a fres
 forward pass); then the weights go back. Nothing on disk is changed but the new output folder.
 """
 
-import argparse
 import csv
 import json
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
+from tyro.conf import Positional, arg
 
+from equipoise.commands.data import DataOptions
 from equipoise.commands.threads import fit_threads
 from equipoise.diagnostics.probe import (
     ProbeTokens,
@@ -31,7 +33,7 @@ from equipoise.diagnostics.probe import (
 )
 from equipoise.diagnostics.probe_figure import probe_figure
 from equipoise.diagnostics.run_folder import is_run_folder, model_of
-from equipoise.errors import InputError
+from equipoise.errors import InputError, require
 from equipoise.files import folder_at_once, writing
 from equipoise.models.loading import encoded_prompt, load_model, load_tokenizer, template_settings
 from equipoise.models.randomness import seeded
@@ -47,28 +49,77 @@ from equipoise.types import TokenStatistics
 
 logger = logging.getLogger("equipoise")
 
-OPTIMIZERS = ("adamw", "sgd")
 VOCABULARY_TOKENS = 50
+LEAST = {"prompts": 1, "generations": 2, "batches": 1, "batch_size": 1, "max_new_tokens": 1}
 MEANINGLESS = 0.5
 """Relative remainder of the first order above which a probe says so."""
 
 
-def probe(options: argparse.Namespace) -> dict[str, Any]:
-    """Probe the model that the flags name; writes probe.json, tokens.csv and probe.png in the output folder.
+@dataclass(frozen=True)
+class StepOptions:
+    """The step."""
+
+    optimizer: Literal["adamw", "sgd"] = field(default="adamw", metadata={"help": "Fresh, without weight decay."})
+    learning_rate: float = field(default=1e-5, metadata={"help": "Of the step."})
+
+    def __post_init__(self) -> None:
+        require("--learning_rate", self.learning_rate, "> 0", 0 < self.learning_rate < math.inf)
+
+
+@dataclass(frozen=True)
+class ProbeSampling:
+    """What the step is taken on."""
+
+    prompts: int = field(default=16, metadata={"help": "Per batch."})
+    generations: int = field(default=8, metadata={"help": "Per prompt."})
+    batches: int = field(default=4, metadata={"help": "Each with a step of its own."})
+    temperature: float = field(default=1.0, metadata={"help": "Of the samples."})
+    max_new_tokens: int | None = field(default=None, metadata={"help": "Unset: those of the task, else 512."})
+    batch_size: int = field(default=32, metadata={"help": "Sequences at a time."})
+    seed: int = field(default=0, metadata={"help": "Of prompts and samples."})
+
+    def __post_init__(self) -> None:
+        require("--temperature", self.temperature, "> 0", 0 < self.temperature < math.inf)
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            require(f"--{name}", value, f">= {least}", value is None or value >= least)
+
+
+@dataclass(frozen=True)
+class ProbeOptions:
+    """Sample completions, take one real optimizer step from the model's weights, and measure the entropy at the same
+    contexts again. Compares what entropy polarity predicts with what happened: per token, in deciles, over batches, and
+    with the exact first-order value <grad H, step>. The model on disk is not changed.
+
+    Writes probe.json, tokens.csv (a row per token) and probe.png in a new folder.
+    """
+
+    model: Annotated[Positional[str], arg(metavar="MODEL_OR_RUN")] = field(
+        metadata={"help": "Run folder, model folder or hub id."}
+    )
+    output: Path = field(default=Path("runs/probe"), metadata={"help": "New folder."})
+    data: DataOptions[str] = field(default_factory=DataOptions[str])
+    step: StepOptions = StepOptions()
+    sampling: ProbeSampling = ProbeSampling()
+
+
+def probe(options: ProbeOptions) -> dict[str, Any]:
+    """Probe the model of the options; writes probe.json, tokens.csv and probe.png in the output folder.
 
     Returns:
         What is in probe.json.
 
     Raises:
-        InputError: flags that do not fit, a model or data that cannot be loaded, rewards that give no advantage.
+        InputError: an output that exists, a model or data that cannot be loaded, rewards that give no advantage.
     """
-    _check(options)
-    settings = _settings(options)
+    if options.output.exists():
+        raise InputError(f"--output {options.output} exists; choose another folder")
+    settings, sampling = _settings(options), options.sampling
+    told = _template_kwargs(options)
     task = load_task(settings)
-    options.chat_template_kwargs = _template_kwargs(options)
-    needed = options.prompts * options.batches
+    needed = sampling.prompts * sampling.batches
     if len(task.train) < needed:
-        flags = f"--prompts {options.prompts} x --batches {options.batches}"
+        flags = f"--prompts {sampling.prompts} x --batches {sampling.batches}"
         raise InputError(f"{flags} need {needed} prompts, the data has {len(task.train)}")
     on_cpu = not torch.accelerator.is_available()
     tokenizer = load_tokenizer(settings.model)
@@ -78,17 +129,17 @@ def probe(options: argparse.Namespace) -> dict[str, Any]:
     fit_threads(model, on_cpu=on_cpu)
     if not on_cpu:
         cast(Any, model).to(torch.accelerator.current_accelerator())
-    add_statistics_head(model, temperature=options.temperature)
-    length = options.max_new_tokens or task.max_completion_length or 512
-    sampler = Sampler(model, tokenizer, length, options.batch_size)
+    add_statistics_head(model, temperature=sampling.temperature)
+    length = sampling.max_new_tokens or task.max_completion_length or 512
+    sampler = Sampler(model, tokenizer, length, sampling.batch_size)
     parts, batches = [], []
-    bar = progress_bar("probe", options.batches, "batch")
-    with bar, evaluation_mode(model), seeded(options.seed):
+    bar = progress_bar("probe", sampling.batches, "batch")
+    with bar, evaluation_mode(model), seeded(sampling.seed):
         order = torch.randperm(len(task.train))[:needed].tolist()
-        for number in range(options.batches):
+        for number in range(sampling.batches):
             bar.update(number - bar.n)
-            rows = task.train.select(order[number * options.prompts : (number + 1) * options.prompts])
-            rollout = _sample(sampler, tokenizer, rows, task, options)
+            rows = task.train.select(order[number * sampling.prompts : (number + 1) * sampling.prompts])
+            rollout = _sample(sampler, _encoded(tokenizer, rows, told), rows, task, sampling)
             if not rollout.advantages.any():
                 continue  # no gradient
             tokens, summary = _probe_batch(model, rollout, options, number)
@@ -96,7 +147,7 @@ def probe(options: argparse.Namespace) -> dict[str, Any]:
             batches.append(summary)
     if not parts:
         raise InputError(
-            f"every group of {options.generations} completions got equal rewards: no advantage, nothing to probe; "
+            f"every group of {sampling.generations} completions got equal rewards: no advantage, nothing to probe; "
             f"raise --generations or --prompts, or take easier or harder prompts"
         )
     return _write(ProbeTokens.concatenated(parts), batches, tokenizer, options)
@@ -112,35 +163,23 @@ def _thaw_adapter(model: Any, name: str) -> None:
         raise InputError(f"model {name} has no parameter to train: neither weights nor a LoRA adapter")
 
 
-def _check(options: argparse.Namespace) -> None:
-    for flag, least in (("prompts", 1), ("generations", 2), ("batches", 1), ("batch_size", 1), ("max_new_tokens", 1)):
-        value = getattr(options, flag)
-        if value is not None and value < least:
-            raise InputError(f"--{flag} must be >= {least}, got {value}")
-    for flag in ("learning_rate", "temperature"):
-        if not 0 < getattr(options, flag) < float("inf"):
-            raise InputError(f"--{flag} must be > 0, got {getattr(options, flag)}")
-    if options.output.exists():
-        raise InputError(f"--output {options.output} exists; choose another folder")
-
-
-def _settings(options: argparse.Namespace) -> RunSettings:
-    """Model and data of the flags; of the run, where a run folder is given and the flags name no data."""
+def _settings(options: ProbeOptions) -> RunSettings:
+    """Model and data of the options; of the run, where a run folder is given and the options name no data."""
     keys = run.run_settings(Path(options.model)) if is_run_folder(options.model) else {}
-    if keys.get("environment") and not options.task:
+    if keys.get("environment") and not options.data.named:
         raise InputError(f"{options.model} was trained in an environment, which the probe does not play: give --task")
-    names = ("task", "chat", "reward", "prompt_template")
-    data = {name: getattr(options, name) if options.task else keys.get(name) for name in names}
-    if data["task"] is None:
+    data = options.data.keys_over(keys)
+    if not data.get("task"):
         raise InputError(f"{options.model} names no data: give --task, or --dataset and --reward")
-    return RunSettings(model=model_of(options.model), **{name: value for name, value in data.items() if value})
+    return RunSettings(model=model_of(options.model), **data)
 
 
-def _template_kwargs(options: argparse.Namespace) -> dict[str, Any]:
-    """What the chat template is told beside the messages: that of the flag, else of the run."""
-    if options.chat_template_kwargs is not None or not is_run_folder(options.model):
-        return template_settings(options.chat_template_kwargs, "--chat_template_kwargs")
-    return template_settings(run.run_settings(Path(options.model)).get("chat_template_kwargs"))
+def _template_kwargs(options: ProbeOptions) -> dict[str, Any]:
+    """What the chat template is told beside the messages: that of the options, else of the run."""
+    given = options.data.chat_template_kwargs
+    if given is None and is_run_folder(options.model):
+        given = run.run_settings(Path(options.model)).get("chat_template_kwargs")
+    return template_settings(given)
 
 
 @dataclass(frozen=True)
@@ -153,48 +192,50 @@ class _Rollout:
     rewards: list[float]
 
 
-def _sample(sampler: Sampler, tokenizer: Any, rows: Dataset, task: Task, options: argparse.Namespace) -> _Rollout:
-    told = options.chat_template_kwargs
-    ids = [encoded_prompt(tokenizer, prompt, row, told) for row, prompt in enumerate(rows["prompt"], start=1)]
-    repeated = [i for i in ids for _ in range(options.generations)]
-    completions = sampler.completions(repeated, options.temperature, lambda _: None)
-    scored = rewards_of(task.reward, rows, completions, options.generations)
-    rewards = torch.tensor([0.0 if r is None else r for r in scored]).view(-1, options.generations)
+def _encoded(tokenizer: Any, rows: Dataset, told: Mapping[str, Any]) -> list[list[int]]:
+    return [encoded_prompt(tokenizer, prompt, row, told) for row, prompt in enumerate(rows["prompt"], start=1)]
+
+
+def _sample(sampler: Sampler, ids: list[list[int]], rows: Dataset, task: Task, sampling: ProbeSampling) -> _Rollout:
+    repeated = [i for i in ids for _ in range(sampling.generations)]
+    completions = sampler.completions(repeated, sampling.temperature, lambda _: None)
+    scored = rewards_of(task.reward, rows, completions, sampling.generations)
+    rewards = torch.tensor([0.0 if r is None else r for r in scored]).view(-1, sampling.generations)
     centred = rewards - rewards.mean(1, keepdim=True)
     advantages = centred / (rewards.std(1, keepdim=True) + 1e-4)  # as in GRPO
     return _Rollout(repeated, completions, advantages.flatten(), rewards.flatten().tolist())
 
 
 def _probe_batch(
-    model: Any, rollout: _Rollout, options: argparse.Namespace, number: int
+    model: Any, rollout: _Rollout, options: ProbeOptions, number: int
 ) -> tuple[ProbeTokens, dict[str, float]]:
     parameters = [p for p in model.parameters() if p.requires_grad]
     num_tokens = sum(len(c.ids) for c in rollout.completions)
     advantages = rollout.advantages.to(model.device)
     before: list[tuple[TokenStatistics, Tensor]] = []
     model.zero_grad(set_to_none=True)
-    for place, statistics, scored in _passes(model, rollout, options.batch_size):
+    for place, statistics, scored in _passes(model, rollout, options.sampling.batch_size):
         before.append((TokenStatistics(*(x.detach() for x in statistics)), scored))
         objective = (statistics.logprob * advantages[place, None])[scored].sum() / num_tokens
         (-objective).backward()
     gradient = [None if p.grad is None else p.grad.clone() for p in parameters]
     model.zero_grad(set_to_none=True)
-    for _, statistics, scored in _passes(model, rollout, options.batch_size):
+    for _, statistics, scored in _passes(model, rollout, options.sampling.batch_size):
         (statistics.entropy[scored].sum() / num_tokens).backward()
     entropy_gradient = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters]
     original = [p.detach().clone() for p in parameters]
     for parameter, value in zip(parameters, gradient, strict=True):
         parameter.grad = value
-    kind = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[options.optimizer]
-    kind(parameters, lr=options.learning_rate, weight_decay=0.0).step()
+    kind = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[options.step.optimizer]
+    kind(parameters, lr=options.step.learning_rate, weight_decay=0.0).step()
     model.zero_grad(set_to_none=True)
     with torch.no_grad():
         step = [p - o for p, o in zip(parameters, original, strict=True)]
         first_order = sum(float((g.double() * d.double()).sum()) for g, d in zip(entropy_gradient, step, strict=True))
-        after = [statistics.entropy for _, statistics, _ in _passes(model, rollout, options.batch_size)]
+        after = [statistics.entropy for _, statistics, _ in _passes(model, rollout, options.sampling.batch_size)]
         for parameter, value in zip(parameters, original, strict=True):
             parameter.copy_(value)
-    tokens = _tokens(rollout, before, after, options.generations, number)
+    tokens = _tokens(rollout, before, after, options.sampling.generations, number)
     realised = float(tokens.realised.mean())
     return tokens, {
         "tokens": num_tokens,
@@ -258,20 +299,20 @@ def _tokens(
     )
 
 
-def _write(tokens: ProbeTokens, batches: list[dict[str, float]], tokenizer: Any, options: argparse.Namespace) -> dict:
+def _write(tokens: ProbeTokens, batches: list[dict[str, float]], tokenizer: Any, options: ProbeOptions) -> dict:
     groups = deciles(tokens)
     vocabulary = vocabulary_flows(tokens, VOCABULARY_TOKENS)
     report = {
         "model": options.model,
-        "optimizer": options.optimizer,
-        "learning_rate": options.learning_rate,
-        "temperature": options.temperature,
-        "seed": options.seed,
+        "optimizer": options.step.optimizer,
+        "learning_rate": options.step.learning_rate,
+        "temperature": options.sampling.temperature,
+        "seed": options.sampling.seed,
         "per_token": token_agreement(tokens),
         "deciles": groups,
         "decile_pearson": decile_correlation(groups),
         "batches": batches,
-        "batches_without_advantage": options.batches - len(batches),
+        "batches_without_advantage": options.sampling.batches - len(batches),
         "remainder": first_order_remainder([b["realised"] for b in batches], [b["first_order"] for b in batches]),
         **flows(tokens),
         "vocabulary": {
@@ -284,7 +325,7 @@ def _write(tokens: ProbeTokens, batches: list[dict[str, float]], tokenizer: Any,
     if remainder > MEANINGLESS:
         logger.warning(
             "The step is too large for first order: the realised change differs from it by %.0f%%. Lower "
-            "--learning_rate (now %g).", 100 * remainder, options.learning_rate,
+            "--learning_rate (now %g).", 100 * remainder, options.step.learning_rate,
         )  # fmt: skip
     with writing(f"--output {options.output}"), folder_at_once(options.output) as staging:
         (staging / "probe.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
@@ -302,6 +343,13 @@ def _write_tokens(tokens: ProbeTokens, tokenizer: Any, path: Path) -> None:
         for row in zip(*(getattr(tokens, name).tolist() for name in names), strict=True):
             numbers = [f"{value:.9g}" if isinstance(value, float) else value for value in row]
             writer.writerow([*numbers, texts[row[names.index("token_id")]]])
+
+
+def run_probe(options: ProbeOptions) -> dict[str, Any]:
+    """Probe, and print what came out; as `probe`."""
+    report = probe(options)
+    print_report(report, options.output)
+    return report
 
 
 def print_report(report: dict[str, Any], output: Path) -> None:

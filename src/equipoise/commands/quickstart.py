@@ -5,6 +5,7 @@ one thread each; evaluation of both; a table, a PNG and a report. What is finish
 goes on.
 """
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from equipoise.commands.evaluate import print_table
@@ -16,8 +17,9 @@ from equipoise.diagnostics.runs import read_run
 from equipoise.errors import InputError
 from equipoise.models.architectures import recipe_folder
 from equipoise.models.warm_starts import warm_start_ladder
-from equipoise.settings.reading import checked_keys, read_yaml
+from equipoise.settings.reading import read_yaml
 from equipoise.trl import run
+from equipoise.trl.keys import read_config
 
 RECIPES = {"GRPO": "ladder_stale_grpo.yaml", "equipoise": "ladder_stale_equipoise.yaml"}
 PICTURE, REPORT = "comparison.png", "report.html"
@@ -26,16 +28,26 @@ PICTURE, REPORT = "comparison.png", "report.html"
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
-def quickstart(folder: Path, *, seed: int) -> None:
-    """Everything once, in `folder`: base/, GRPO/, equipoise/, comparison.png, report.html.
+@dataclass(frozen=True)
+class QuickstartOptions:
+    """From nothing to a reinforced model, and a picture of what happened, on a laptop, in minutes. Interrupt it at any
+    time: the same command goes on.
+    """
 
-    Args:
-        folder: new, or of a quick start with the same seed, which is continued.
-        seed: of the warm start and of both runs.
+    output: Path = field(
+        default=Path("runs/quickstart"),
+        metadata={"help": "New folder, or one of a quick start with the same seed, which is continued."},
+    )
+    seed: int = field(default=0, metadata={"help": "Of the warm start and of both runs."})
+
+
+def quickstart(options: QuickstartOptions) -> None:
+    """Everything once, in the output folder: base/, GRPO/, equipoise/, comparison.png, report.html.
 
     Raises:
         InputError: a folder of another seed, or a run that failed (with its last line).
     """
+    folder, seed = options.output, options.seed
     _check_seed(folder, seed)
     base = folder / "base"
     if not base.exists():
@@ -78,7 +90,7 @@ def _train_side_by_side(folder: Path, base: Path, seed: int) -> None:
 
 
 def _train(folder: Path, recipe: Path, base: Path, seed: int) -> None:
-    values = checked_keys(read_yaml(recipe), f"config {recipe}: ")
+    values = read_config(recipe)
     train_or_continue(folder, values | {"model": str(base), "seed": seed, "disable_tqdm": True})
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from equipoise.commands.threads import fit_threads
 from equipoise.errors import InputError
 from equipoise.models.tiny import tiny_model
+from equipoise.settings.batches import RolloutBatch
 from equipoise.settings.presets import with_preset
 from equipoise.tasks.math_data import MATH_DATA, MathData
 from equipoise.tasks.task import completion_text
@@ -103,11 +104,9 @@ def cut_keys(values: dict[str, Any]) -> dict[str, Any]:
     Args:
         values: checked keys, with those of the preset.
     """
-    accumulated = values.get("gradient_accumulation_steps") or 1
-    slices = values.get("steps_per_generation") or accumulated
-    iterations = values.get("num_iterations") or 1
-    few = min(accumulated, MAX_ACCUMULATED)
-    per_rollout = max(1, round(slices / accumulated))
+    batch = RolloutBatch.of(values)
+    iterations, few = batch.passes, min(batch.accumulated, MAX_ACCUMULATED)
+    per_rollout = max(1, round(batch.micro_batches / batch.accumulated))
     per_rollout = min(per_rollout, max(1, MAX_UPDATES_PER_ROLLOUT // iterations))
     length = values.get("max_completion_length") or 256
     short = min(length, EPISODE_TOKENS if values.get("task") == "calculator" else COMPLETION_TOKENS)

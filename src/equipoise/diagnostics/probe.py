@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.stats import rankdata
+from scipy.stats import spearmanr
 
 from equipoise.polarity import balance_authority
 
@@ -63,7 +63,7 @@ def token_agreement(tokens: ProbeTokens) -> dict[str, Any]:
     """
     used = tokens.polarity != 0
     polarity, realised = tokens.polarity[used], tokens.realised[used]
-    if len(polarity) < 3 or polarity.std() == 0 or realised.std() == 0:
+    if len(polarity) < 3 or np.ptp(polarity) == 0 or np.ptp(realised) == 0:
         return {
             "tokens": len(polarity),
             "pearson": None,
@@ -72,10 +72,11 @@ def token_agreement(tokens: ProbeTokens) -> dict[str, Any]:
             "sign_base_rate": None,
         }
     rising = float((realised > 0).mean())
+    ranks: Any = spearmanr(polarity, realised)
     return {
         "tokens": len(polarity),
         "pearson": float(np.corrcoef(polarity, realised)[0, 1]),
-        "spearman": float(np.corrcoef(rankdata(polarity), rankdata(realised))[0, 1]),
+        "spearman": float(ranks.statistic),
         "sign_agreement": float((np.sign(polarity) == np.sign(realised)).mean()),
         "sign_base_rate": max(rising, 1 - rising),
     }

@@ -20,7 +20,7 @@ METRICS_FILE, EVALUATION_FILE = "metrics.jsonl", "evaluation.jsonl"
 FAILED_EPISODES_FILE = "failed_episodes.jsonl"
 RECORDS_FOLDER, MODEL_FOLDER = "tokens", "model"
 
-CHECKPOINT_PREFIX = "checkpoint-"
+CHECKPOINT_PREFIX = "checkpoint-"  # the name is transformers'
 CHECKPOINT_MARKER = "equipoise.json"
 """In a checkpoint, written last: one without it is not whole."""
 
@@ -28,6 +28,21 @@ CHECKPOINT_MARKER = "equipoise.json"
 def is_run_folder(name: str | Path) -> bool:
     """Whether a run was begun there."""
     return (Path(name) / CONFIG_FILE).is_file()
+
+
+def checkpoint_folder(run_folder: str | Path, update: int) -> Path:
+    """Where the checkpoint after an update lies."""
+    return Path(run_folder) / f"{CHECKPOINT_PREFIX}{update}"
+
+
+def rollout_file(rank: int) -> str:
+    """In a checkpoint: the rollout batch in use, of one process."""
+    return f"rollout_{rank}.pt"
+
+
+def replay_file(rank: int) -> str:
+    """In a checkpoint: the replay buffer and the unfinished trajectories of one process."""
+    return f"replay_{rank}.pt"
 
 
 def checkpoint_folders(run_folder: str | Path) -> list[Path]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from equipoise.diagnostics.metric_names import translated
 from equipoise.diagnostics.run_folder import EVALUATION_FILE, METRICS_FILE
 from equipoise.errors import InputError
 
@@ -18,7 +19,7 @@ class RunRecord:
 
     Attributes:
         name: of the folder.
-        metrics: one mapping per logged update, in order.
+        metrics: one mapping per logged update, in order, with our names of a host's metrics (`metric_names`).
         evaluations: one mapping per evaluation on held-out data, in order.
     """
 
@@ -60,7 +61,8 @@ def read_run(folder: str | Path, *, unfinished: bool = False) -> RunRecord:
     folder = Path(folder)
     if not (folder / METRICS_FILE).is_file():
         raise InputError(f"{folder} is no run folder: it has no {METRICS_FILE}")
-    return RunRecord(folder.name, *(_lines(folder / f, unfinished) for f in (METRICS_FILE, EVALUATION_FILE)))
+    metrics = [translated(line) for line in _lines(folder / METRICS_FILE, unfinished)]
+    return RunRecord(folder.name, metrics, _lines(folder / EVALUATION_FILE, unfinished))
 
 
 def _lines(path: Path, unfinished: bool) -> list[dict[str, Any]]:

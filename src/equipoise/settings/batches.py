@@ -1,12 +1,17 @@
-"""The arithmetic of a rollout batch: micro-batches, updates, groups; and the rule that updates are whole."""
+"""The arithmetic of a rollout batch: micro-batches, updates, groups; and the rule that updates are whole.
+
+Everything here is of one process; with several, completions and groups are as many times more.
+"""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
 class RolloutBatch:
-    """How a rollout batch is cut into micro-batches and updates, on one process.
+    """How a rollout batch is cut into micro-batches and updates.
 
     Attributes:
         rows: completions of a micro-batch (`per_device_train_batch_size`).
@@ -22,6 +27,28 @@ class RolloutBatch:
     accumulated: int
     group_size: int
 
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "RolloutBatch":
+        """From keys by name, with the defaults of TRL where they are missing or None."""
+        accumulated = values.get("gradient_accumulation_steps") or 1
+        return cls(
+            rows=values.get("per_device_train_batch_size") or 8,
+            micro_batches=values.get("steps_per_generation") or accumulated,
+            passes=values.get("num_iterations") or 1,
+            accumulated=accumulated,
+            group_size=values.get("num_generations") or 8,
+        )
+
+    @property
+    def trained_micro_batches(self) -> int:
+        """Micro-batches that are trained on per rollout batch, over all passes."""
+        return self.micro_batches * self.passes
+
+    @property
+    def completions_per_update(self) -> int:
+        """Of an optimizer update."""
+        return self.rows * self.accumulated
+
     @property
     def completions(self) -> int:
         """Of a rollout batch."""
@@ -35,11 +62,16 @@ class RolloutBatch:
     @property
     def updates(self) -> float:
         """Optimizer updates on one rollout batch: how stale its last one is."""
-        return self.micro_batches * self.passes / self.accumulated
+        return self.trained_micro_batches / self.accumulated
 
     def replayed_groups(self, fraction: float) -> int:
         """Stored groups of a rollout batch, once there are as many."""
         return math.floor(fraction * self.groups + 1e-9)
+
+    def has_whole_updates(self, *, may_span: bool = False) -> bool:
+        """Whether every update lies within a rollout batch; with `may_span`, or takes several whole ones."""
+        rollout = self.trained_micro_batches
+        return rollout % self.accumulated == 0 or (may_span and self.accumulated % rollout == 0)
 
     def require_whole_groups(self, needed_by: str) -> None:
         """Refuse groups that are spread over processes.
@@ -67,12 +99,12 @@ class RolloutBatch:
         Raises:
             ValueError: naming the keys, the rule and the values.
         """
-        rollout = self.micro_batches * self.passes
-        if rollout % self.accumulated == 0 or (may_span and self.accumulated % rollout == 0):
+        if self.has_whole_updates(may_span=may_span):
             return
         raise ValueError(
             f"{needed_by} needs whole updates within a rollout batch: gradient_accumulation_steps={self.accumulated} "
-            f"must divide steps_per_generation * num_iterations = {self.micro_batches} * {self.passes} = {rollout}"
+            f"must divide steps_per_generation * num_iterations = {self.micro_batches} * {self.passes} = "
+            f"{self.trained_micro_batches}"
             + (", or be a multiple of it" if may_span else "")
             + (f"; {instead}" if instead else "")
         )

@@ -1,36 +1,27 @@
-"""From a YAML file and flags to checked settings: one flat set of keys, as TRL's users know it; a flag overrides a key.
+"""From a YAML file and flags to checked values: one flat set of keys, as a host's users know them; a flag overrides.
 
-Every refusal is one line that names the file or flag, the key, the rule and the value.
+Which keys there are, and of what type, the adapter of the host says. Every refusal is one line that names the file or
+flag, the key, the rule and the value.
 """
 
 import dataclasses
-import difflib
 import enum
 import math
 import re
 import types
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ConfigDict, TypeAdapter
 
-from equipoise.errors import InputError
+from equipoise.errors import InputError, did_you_mean, shortened
 from equipoise.settings.data_keys import DATA_SPELLINGS, GONE, data_term, now_written
-from equipoise.settings.presets import with_preset
-from equipoise.settings.run import RunSettings
-from equipoise.tasks.datasets import shortened
-from equipoise.trl.config import EquipoiseConfig
 
-# The names TRL's own scripts use for the same things, and data as the task that it is.
+# The names the hosts' own scripts use for the same things, and data as the task that it is.
 ALIASES = {"model_name_or_path": "model", **DATA_SPELLINGS}
-
-
-def known_keys() -> dict[str, Any]:
-    """Every key of a run with its type."""
-    hints = typing.get_type_hints(RunSettings) | typing.get_type_hints(EquipoiseConfig)
-    names = [f.name for cls in (RunSettings, EquipoiseConfig) for f in dataclasses.fields(cls) if f.init]
-    return {name: hints[name] for name in names}
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -57,7 +48,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, but two equal keys are an error, and `no` is a word (as in `save_strategy: no`)."""
+    """YAML's safe loader, but two equal keys are an error, `no` is a word (`save_strategy: no`), 1e-3 a number."""
 
     yaml_implicit_resolvers: typing.ClassVar = {
         first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
@@ -75,6 +66,9 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^(true|True|false|False)$"), list("tTfF"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
 
 
 def read_flags(arguments: list[str]) -> dict[str, Any]:
@@ -107,25 +101,24 @@ def _flag_value(key: str, words: list[str]) -> Any:
     return True if not parsed else parsed[0] if len(parsed) == 1 else parsed
 
 
-def checked_keys(values: dict[str, Any], origin: str) -> dict[str, Any]:
+def checked_keys(values: Mapping[str, Any], origin: str, known: Mapping[str, Any]) -> dict[str, Any]:
     """Values of known keys, converted to their types.
 
     Args:
         values: as read.
         origin: what the message calls them: "config FILE: key" or "flag --".
+        known: every key there is, with its type.
 
     Raises:
         InputError: an unknown key, with the nearest known one, or a value of the wrong type.
     """
-    known = known_keys()
     checked = {}
     for given, value in values.items():
         key = ALIASES.get(given, given)
         if given in GONE:
             raise InputError(f"{origin}{now_written(given, value)}")
         if key not in known:
-            near = difflib.get_close_matches(given, [*known, *ALIASES], n=1)
-            raise InputError(f"{origin}{given} is not known" + (f"; did you mean {near[0]}?" if near else ""))
+            raise InputError(f"{origin}{given} is not known{did_you_mean(given, [*known, *ALIASES])}")
         if value is None and given in DATA_SPELLINGS:
             continue
         if key in checked:
@@ -133,91 +126,69 @@ def checked_keys(values: dict[str, Any], origin: str) -> dict[str, Any]:
                 f"{origin}{given} is given twice, under another name: give either {_spellings(key, values)}"
             )
         try:
-            checked[key] = _converted(value, known[key])
-        except (TypeError, ValueError, OverflowError):
-            raise InputError(f"{origin}{given} must be {_type_name(known[key])}, got {shortened(value)}") from None
+            checked[key] = converted(value, known[key])
+        except ValueError:
+            raise InputError(f"{origin}{given} must be {type_in_words(known[key])}, got {shortened(value)}") from None
         if given in DATA_SPELLINGS:
             checked[key] = data_term(checked[key])
     return checked
 
 
-def _spellings(key: str, given: dict[str, Any]) -> str:
+def _spellings(key: str, given: Mapping[str, Any]) -> str:
     return " or ".join(name for name in sorted(given, reverse=True) if ALIASES.get(name, name) == key)
 
 
-def _converted(value: Any, hint: Any) -> Any:
-    """`value` as the annotated type; TypeError or ValueError when it is none."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return _converted_to_any(value, arguments)
-    if hint is Any:
-        return value
-    if hint is type(None):
-        return _require(value is None, value)
-    if hint is bool:
-        return _require(isinstance(value, bool), value)
-    if hint in (int, float):
-        return _number(value, hint)
-    if hint is str:
-        return str(_require(isinstance(value, (str, int, float)) and not isinstance(value, bool), value))
-    if origin is list:
-        return [_converted(item, arguments[0]) for item in (value if isinstance(value, list) else [value])]
-    if hint is dict or origin is dict:
-        return _require(isinstance(value, dict), value)
-    if isinstance(hint, type) and issubclass(hint, enum.Enum):
-        return hint(value)
-    return value
+_CONVERSION = ConfigDict(coerce_numbers_to_str=True, arbitrary_types_allowed=True)
 
 
-def _converted_to_any(value: Any, hints: tuple) -> Any:
-    # An exact type first: "5" for `str | int` stays a string, 5 a number.
-    for hint in sorted(hints, key=lambda h: not (isinstance(h, type) and type(value) is h)):
-        try:
-            return _converted(value, hint)
-        except (TypeError, ValueError, OverflowError):
-            continue
-    raise TypeError
+def converted(value: Any, hint: Any) -> Any:
+    """`value` as the annotated type.
 
-
-def _number(value: Any, kind: type) -> int | float:
-    _require(not isinstance(value, bool) and isinstance(value, (int, float, str)), value)
-    number = float(value)  # YAML reads 1e-3 as a string
-    _require(not math.isnan(number), value)
-    return number if kind is float else int(_require(number.is_integer(), number))
-
-
-def _require(holds: bool, value: Any) -> Any:
-    if not holds:
-        raise TypeError
-    return value
-
-
-def _type_name(hint: Any) -> str:
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", dict: "a mapping"}
-    arguments = typing.get_args(hint)
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return " or ".join(dict.fromkeys(_type_name(a) for a in arguments if a is not type(None)))
-    if typing.get_origin(hint) is list:
-        return f"a list ({_type_name(arguments[0])} each)"
-    if isinstance(hint, type) and issubclass(hint, enum.Enum):
-        return "one of " + ", ".join(repr(member.value) for member in hint)
-    return names.get(hint, getattr(hint, "__name__", str(hint)))
-
-
-def build(values: dict[str, Any]) -> tuple[RunSettings, EquipoiseConfig]:
-    """Settings from checked keys.
+    Of several types the exact one is kept: "5" for `str | int` stays text, 5 a number. Otherwise text may become a
+    number and a number text, and one value a list of one; true and false are themselves alone.
 
     Raises:
-        InputError: values out of range, missing or excluding each other.
+        ValueError: it is none.
     """
-    values = with_preset(values)
-    own = {f.name for f in dataclasses.fields(RunSettings)}
-    run = RunSettings(**{k: v for k, v in values.items() if k in own})
-    if not values.get("output_dir"):
-        raise InputError("output_dir is required: the run folder (--output_dir)")
-    if values.get("resume_from_checkpoint"):
-        raise InputError("resume_from_checkpoint has no effect here: continue a run with --resume RUN")
-    try:
-        return run, EquipoiseConfig(**{k: v for k, v in values.items() if k not in own})
-    except (ValueError, ImportError) as error:
-        raise InputError(" ".join(str(error).split())) from error
+    adapter = TypeAdapter(hint, config=_CONVERSION)
+    forms = [value] if isinstance(value, list) else [value, [value]]
+    for form in forms:
+        for strict in (True, False):
+            try:
+                result = adapter.validate_python(form, strict=strict)
+            except ValueError:
+                continue
+            if strict or not _holds(bool, form, result):
+                return _ordinary(result)
+    raise ValueError
+
+
+def _holds(kind: type, *values: Any) -> bool:
+    return any(isinstance(item, kind) for value in values for item in (value if isinstance(value, list) else [value]))
+
+
+def _ordinary(result: Any) -> Any:
+    """Refuse what no setting can use, NaN and whole numbers beyond 64 bits, and what a file cannot hold: objects."""
+    if dataclasses.is_dataclass(result):
+        raise ValueError
+    for item in result if isinstance(result, list) else [result]:
+        if isinstance(item, float) and math.isnan(item):
+            raise ValueError
+        if isinstance(item, int) and not -(2**63) <= item < 2**63:
+            raise ValueError
+    return result
+
+
+def type_in_words(hint: Any) -> str:
+    """What a message says a value must be: "a whole number", "a list (text each)"."""
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", dict: "a mapping"}
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(dict.fromkeys(type_in_words(a) for a in arguments if a is not type(None)))
+    if origin in (list, tuple):
+        return f"a list ({type_in_words(arguments[0])} each)"
+    if origin is typing.Literal:
+        return "one of " + ", ".join(map(repr, arguments))
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return "one of " + ", ".join(repr(member.value) for member in hint)
+    return names.get(origin or hint, getattr(hint, "__name__", str(hint)))

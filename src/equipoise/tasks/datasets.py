@@ -18,7 +18,7 @@ import pyarrow
 import pyarrow.parquet
 from datasets import Dataset
 
-from equipoise.errors import InputError
+from equipoise.errors import InputError, shortened
 
 
 def load_examples(
@@ -69,12 +69,6 @@ def with_column(dataset: Dataset, name: str, values: list) -> Dataset:
     if not rest:
         return column
     return datasets.concatenate_datasets([dataset.select_columns(rest), column], axis=1).select_columns(names)
-
-
-def shortened(value: object, limit: int = 80) -> str:
-    """The value as Python would write it, on one line of at most `limit` characters: for error messages."""
-    text = " ".join(repr(value).split())
-    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:

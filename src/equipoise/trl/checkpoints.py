@@ -11,8 +11,7 @@ from typing import Any
 
 from transformers.trainer_utils import rotate_checkpoints
 
-from equipoise.diagnostics.run_folder import CHECKPOINT_MARKER as MARKER
-from equipoise.diagnostics.run_folder import CHECKPOINT_PREFIX, checkpoint_folders, is_complete
+from equipoise.diagnostics.run_folder import CHECKPOINT_MARKER, checkpoint_folders, is_complete
 from equipoise.errors import InputError
 from equipoise.files import write_at_once
 
@@ -21,11 +20,6 @@ FORMAT = 1
 
 class CheckpointError(InputError):
     """A checkpoint could not be written or read; the message names the folder, the cause and what is still usable."""
-
-
-def checkpoint_folder(run_folder: str | Path, step: int) -> Path:
-    """Where the checkpoint of an update lies."""
-    return Path(run_folder) / f"{CHECKPOINT_PREFIX}{step}"
 
 
 def sharding_of(folder: Path) -> str | None:
@@ -45,7 +39,7 @@ def discard_incomplete(run_folder: str | Path) -> list[Path]:
 
 def write_marker(folder: Path, state: dict[str, Any]) -> None:
     """Mark a checkpoint complete, with the state that is the same on every rank. Atomic."""
-    write_at_once(folder / MARKER, json.dumps({"format": FORMAT, **state}, indent=2))
+    write_at_once(folder / CHECKPOINT_MARKER, json.dumps({"format": FORMAT, **state}, indent=2))
 
 
 def read_marker(folder: Path) -> dict[str, Any]:
@@ -56,11 +50,13 @@ def read_marker(folder: Path) -> dict[str, Any]:
     """
     if not is_complete(folder):
         raise CheckpointError(
-            f"{folder} has no {MARKER}: its writing was interrupted, or it is no checkpoint of equipoise"
+            f"{folder} has no {CHECKPOINT_MARKER}: its writing was interrupted, or it is no checkpoint of equipoise"
         )
-    state = json.loads((folder / MARKER).read_text())
+    state = json.loads((folder / CHECKPOINT_MARKER).read_text())
     if state.pop("format") > FORMAT:
-        raise CheckpointError(f"{folder / MARKER} is of a newer format than this version of equipoise reads ({FORMAT})")
+        raise CheckpointError(
+            f"{folder / CHECKPOINT_MARKER} is of a newer format than this version of equipoise reads ({FORMAT})"
+        )
     return state
 
 

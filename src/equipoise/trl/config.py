@@ -122,13 +122,7 @@ class EquipoiseConfig(SteeringSettings, RolloutSettings, RecordSettings, GRPOCon
 
     def rollout_batch(self) -> RolloutBatch:
         """How a rollout batch is cut into micro-batches and updates, on one process."""
-        return RolloutBatch(
-            rows=self.per_device_train_batch_size,
-            micro_batches=self.steps_per_generation or 1,
-            passes=self.num_iterations,
-            accumulated=self.gradient_accumulation_steps,
-            group_size=self.num_generations or 1,
-        )
+        return RolloutBatch.of(vars(self))
 
     def fixed_bounds(self) -> ClipBounds | None:
         """TRL's epsilons as absolute bounds; None for losses that do not clip from both sides."""

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from equipoise.diagnostics.run_folder import replay_file
 from equipoise.errors import InputError
 from equipoise.models.behavior_logprobs import recorded_generation
 from equipoise.rollouts import Group, Origin, PartialRollouts, Prompt, ReplayBuffer
@@ -309,7 +310,7 @@ class OffPolicyRollouts:
 
     @property
     def _file_name(self) -> str:
-        return f"replay_{self.trainer.accelerator.process_index}.pt"
+        return replay_file(self.trainer.accelerator.process_index)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain tensors and data, with their origin."""

@@ -14,7 +14,7 @@ from accelerate.utils import send_to_device
 from safetensors import SafetensorError
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from equipoise.diagnostics.run_folder import latest_checkpoint
+from equipoise.diagnostics.run_folder import checkpoint_folder, latest_checkpoint, rollout_file
 from equipoise.steering import Steering, Update
 from equipoise.trl import checkpoints
 from equipoise.trl.config import EquipoiseConfig
@@ -97,7 +97,7 @@ class ResumableTrainer(GRPOTrainer):
 
     def _save_checkpoint(self, model, trial) -> None:
         run_folder = self._get_output_dir(trial=trial)
-        folder = checkpoints.checkpoint_folder(run_folder, self.state.global_step)
+        folder = checkpoint_folder(run_folder, self.state.global_step)
         with self._whole_checkpoint(folder):
             # transformers would remove older checkpoints before this one is marked complete.
             limit, self.args.save_total_limit = self.args.save_total_limit, None
@@ -133,7 +133,7 @@ class ResumableTrainer(GRPOTrainer):
 
     @property
     def _rollout_state_name(self) -> str:
-        return f"rollout_{self.accelerator.process_index}.pt"
+        return rollout_file(self.accelerator.process_index)
 
     def _rollout_state(self) -> dict[str, Any]:
         """What this rank needs to go on in the middle of a rollout batch, or between two logs."""

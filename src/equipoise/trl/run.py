@@ -39,7 +39,7 @@ from equipoise.errors import InputError
 from equipoise.files import PART, put, write_at_once
 from equipoise.models.evaluation import evaluate_policy
 from equipoise.models.loading import check_prompts, load_model, load_tokenizer, lora_config, template_settings
-from equipoise.settings.reading import build, checked_keys, read_yaml
+from equipoise.settings.reading import read_yaml
 from equipoise.settings.run import RunSettings
 from equipoise.settings.task_loading import load_task
 from equipoise.tasks import RewardFunction, Task
@@ -47,6 +47,7 @@ from equipoise.tasks.environments import EpisodeReward
 from equipoise.trl.callbacks import HeldOutEvaluation, MetricsRecorder, ProgressBar
 from equipoise.trl.config import EquipoiseConfig
 from equipoise.trl.episodes import evaluate_episodes
+from equipoise.trl.keys import build, read_config
 from equipoise.trl.trainer import EquipoiseTrainer
 
 logger = logging.getLogger("equipoise")
@@ -162,7 +163,7 @@ def run_settings(folder: Path) -> dict[str, Any]:
     """
     if not is_run_folder(folder):
         raise InputError(f"{folder} is no run folder: it has no {CONFIG_FILE}")
-    return checked_keys(read_yaml(folder / CONFIG_FILE), f"config {folder / CONFIG_FILE}: ")
+    return read_config(folder / CONFIG_FILE)
 
 
 def _prepare(

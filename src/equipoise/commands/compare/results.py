@@ -16,6 +16,7 @@ import numpy as np
 
 from equipoise.commands.compare.runs import is_finished
 from equipoise.commands.compare.study import Study, StudyRun
+from equipoise.diagnostics.metric_names import GRADIENT_NORM
 from equipoise.diagnostics.paired import PairedDifference, paired_difference
 from equipoise.diagnostics.runs import RunRecord, read_run
 from equipoise.files import file_at_once
@@ -25,8 +26,8 @@ LAST_UPDATES = 50
 EVALUATION = ("greedy", "pass@1", "pass@8", "distinct of 8")
 TRAINING: dict[str, tuple[str, Callable[[np.ndarray], float]]] = {
     "entropy": ("equipoise/entropy", lambda x: float(x[-LAST_UPDATES:].mean())),
-    "gradient norm": ("grad_norm", lambda x: float(np.median(x))),
-    "largest gradient norm": ("grad_norm", lambda x: float(x.max())),
+    "gradient norm": (GRADIENT_NORM, lambda x: float(np.median(x))),
+    "largest gradient norm": (GRADIENT_NORM, lambda x: float(x.max())),
     "ratio tail": ("equipoise/ratio_tail_fraction", lambda x: float(x.mean())),
     "lower bound": ("equipoise/bounds_low", lambda x: float(x[-LAST_UPDATES:].mean())),
     "upper bound": ("equipoise/bounds_high", lambda x: float(x[-LAST_UPDATES:].mean())),

@@ -13,7 +13,7 @@ import yaml
 
 from equipoise.commands.compare.study import Study, StudyRun
 from equipoise.commands.side_by_side import Job, train_or_continue, work
-from equipoise.diagnostics.run_folder import MODEL_FOLDER, latest_checkpoint
+from equipoise.diagnostics.run_folder import MODEL_FOLDER, checkpoint_folders, latest_checkpoint
 from equipoise.errors import InputError
 from equipoise.files import write_at_once
 
@@ -122,5 +122,5 @@ def _warm_start(folder: Path, task: str, seed: int, steps: int | None) -> None:
 def _train(folder: Path, values: dict[str, Any], settings: dict[str, Any]) -> None:
     text = yaml.safe_dump(settings, sort_keys=False)
     train_or_continue(folder, values, begin=lambda: write_at_once(_settings_file(folder), text))
-    for checkpoint in folder.glob("checkpoint-*"):  # a finished run needs none, and a study has hundreds of runs
+    for checkpoint in checkpoint_folders(folder):  # a finished run needs none, and a study has hundreds of runs
         shutil.rmtree(checkpoint)

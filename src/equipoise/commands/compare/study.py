@@ -21,7 +21,8 @@ from typing import Any
 
 from equipoise.errors import InputError
 from equipoise.settings.presets import merged
-from equipoise.settings.reading import build, checked_keys, read_yaml
+from equipoise.settings.reading import read_yaml
+from equipoise.trl.keys import build, checked_keys
 
 KEYS = ("title", "base", "warm_start", "seeds", "conditions", "methods", "only", "baselines")
 SET_PER_RUN = ("seed", "output_dir", "disable_tqdm")

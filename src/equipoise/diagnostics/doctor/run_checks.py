@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from equipoise.diagnostics import metric_names as names
 from equipoise.diagnostics.doctor.finding import Finding, not_checked, ok, warning, wrong
 from equipoise.diagnostics.runs import RunRecord
 
@@ -98,12 +99,13 @@ def check_ratios(run: RunEvidence) -> Finding:
     if stale[:, 1].max() > ROUNDING:
         return ok(name, f"on stale data their standard deviation is {np.median(stale[:, 1]):.3g} (median)")
     evidence = f"the ratio was 1 in all {len(stale)} updates on stale data (up to {stale[:, 0].max():g} updates old)"
-    if not run.values("learning_rate").any():
+    if not run.values(names.LEARNING_RATE).any():
         return wrong(name, f"{evidence}; learning_rate was 0 throughout", "The policy does not move.",
                      "Give a learning_rate > 0; check the schedule and its warm-up.")  # fmt: skip
-    gradients = run.values("grad_norm")
+    gradients = run.values(names.GRADIENT_NORM)
     if len(gradients) and not gradients.any():
-        return wrong(name, f"{evidence}; grad_norm was always 0", "There was no gradient; the policy does not move.",
+        return wrong(name, f"{evidence}; the gradient norm was always 0",
+                     "There was no gradient; the policy does not move.",
                      "See the rewards: groups with equal rewards have no advantage.")  # fmt: skip
     return wrong(
         name,
@@ -111,7 +113,7 @@ def check_ratios(run: RunEvidence) -> Finding:
         "Behaviour log-probs were lost on the way and replaced by the current policy's, so nothing is corrected for "
         "stale data and nothing is clipped. Or the weights that are updated are not those that are evaluated.",
         "Look at who fills old_per_token_logps (a custom rollout must return the sampler's log-probs), and whether "
-        "grad_norm is above 0.",
+        "the gradient norm is above 0.",
     )
 
 
@@ -127,15 +129,15 @@ def _on_policy(name: str, run: RunEvidence, num_updates: int) -> Finding:
 
 
 def check_entropy_tokens(run: RunEvidence) -> Finding:
-    """Entropy over other tokens than the policy chose: TRL's number against ours."""
+    """Entropy over other tokens than the policy chose: the host's number against ours."""
     name = "tokens in the entropy"
-    rows = run.together("equipoise/entropy", "entropy")
+    rows = run.together("equipoise/entropy", names.HOST_ENTROPY)
     if not len(rows):
-        return not_checked(name, "the metrics do not hold both entropy (TRL) and equipoise/entropy")
+        return not_checked(name, "the metrics do not hold both the host's entropy and equipoise/entropy")
     scale = np.maximum(np.abs(rows).max(axis=1), 1e-12)
     difference = float(np.median(np.abs(rows[:, 0] - rows[:, 1]) / scale))
-    tools = len(run.values("tools/call_frequency")) > 0
-    evidence = f"TRL's entropy and equipoise's differ by {difference:.1%} (median over {len(rows)} updates)"
+    tools = len(run.values(names.TOOL_CALL_FREQUENCY)) > 0
+    evidence = f"the host's entropy and equipoise's differ by {difference:.1%} (median over {len(rows)} updates)"
     if difference <= ENTROPY_MISMATCH:
         return ok(name, evidence + ("; tool calls were logged" if tools else ""))
     report = wrong if tools else warning
@@ -151,9 +153,9 @@ def check_entropy_tokens(run: RunEvidence) -> Finding:
 def check_truncation(run: RunEvidence) -> Finding:
     """Completions that end because the room ended."""
     name = "truncated completions"
-    late = run.late("completions/clipped_ratio")
+    late = run.late(names.TRUNCATED_FRACTION)
     if not len(late):
-        return not_checked(name, "no completions/clipped_ratio in the metrics")
+        return not_checked(name, "no fraction of truncated completions in the metrics")
     share = float(late.mean())
     evidence = f"{share:.0%} of the completions had no end (last {len(late)} rollout batches)"
     if limit := run.settings.get("max_completion_length"):
@@ -177,16 +179,17 @@ def check_truncation(run: RunEvidence) -> Finding:
 def check_equal_rewards(run: RunEvidence) -> Finding:
     """Groups whose completions all got the same reward give no gradient."""
     name = "groups with equal rewards"
-    late = run.late("frac_reward_zero_std")
+    late = run.late(names.EQUAL_REWARD_FRACTION)
     if not len(late):
-        return not_checked(name, "no frac_reward_zero_std in the metrics")
-    share, rewards = float(late.mean()), run.late("reward")
+        return not_checked(name, "no fraction of groups with equal rewards in the metrics")
+    share, rewards = float(late.mean()), run.late(names.REWARD)
     evidence = f"{share:.0%} of the groups had equal rewards (last {len(late)} rollout batches)"
     if len(rewards):
         evidence += f"; the mean reward was {rewards.mean():.3g}"
     if share <= EQUAL_REWARDS_WARNING:
         return ok(name, evidence)
-    learned = len(rewards) > 0 and rewards.mean() > run.values("reward")[0]  # then equal rewards are equal successes
+    # Then equal rewards are equal successes.
+    learned = len(rewards) > 0 and rewards.mean() > run.values(names.REWARD)[0]
     report = wrong if share > EQUAL_REWARDS_WRONG and not learned else warning
     return report(
         name, evidence,
@@ -200,9 +203,9 @@ def check_equal_rewards(run: RunEvidence) -> Finding:
 def check_reward_moves(run: RunEvidence) -> Finding:
     """A verifier that gives one and the same reward to everything."""
     name = "verifier"
-    rows = run.together("reward", "reward_std")
+    rows = run.together(names.REWARD, names.REWARD_STD)
     if not len(rows):
-        return not_checked(name, "no reward and reward_std in the metrics")
+        return not_checked(name, "no mean reward and its deviation in the metrics")
     reward, deviation = rows.T
     if deviation.max() > ROUNDING or np.ptp(reward) > ROUNDING:
         return ok(name, f"rewards vary; their mean went from {reward[0]:.3g} to {reward[-1]:.3g}")
@@ -219,14 +222,14 @@ def check_reward_moves(run: RunEvidence) -> Finding:
 def check_logprobs(run: RunEvidence) -> Finding:
     """The sampler's log-probs against the trainer's, for the same tokens and the same weights."""
     name = "sampling and training log-probs"
-    engine = run.values("sampling/sampling_logp_difference/mean")
+    engine = run.values(names.SAMPLER_DIFFERENCE)
     if len(engine):
         difference, source = float(engine.mean()), "mean |difference| of the engine's and the trainer's log-probs"
     else:
         rows = run.together("equipoise/staleness", "equipoise/ratio_std")
         fresh = rows[rows[:, 0] == 0, 1] if len(rows) else rows
         if not len(fresh):
-            return not_checked(name, "no update on fresh data, and no sampling/sampling_logp_difference")
+            return not_checked(name, "no update on fresh data, and no difference of log-probs from an engine")
         difference, source = float(np.median(fresh)), "standard deviation of the ratio on fresh data, which should be 0"
     evidence = f"{difference:.3g} nats per token: {source}"
     if difference <= LOGPROB_WARNING:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from equipoise.diagnostics.doctor.finding import Finding, not_checked, ok, warning, wrong
+from equipoise.settings.batches import RolloutBatch
 
 NEEDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "bapo_": ("clipping: balanced", lambda s: s["clipping"] == "balanced"),
@@ -44,82 +45,44 @@ class SettingsEvidence:
     completion_tokens: int | None = None
 
 
-@dataclass(frozen=True)
-class BatchArithmetic:
-    """What follows from the batch settings.
-
-    Attributes:
-        rollout: completions of a rollout batch, over all processes.
-        update: completions of an optimizer update.
-        prompts: prompts of a rollout batch.
-        passes: micro-batches that a process trains on per rollout batch.
-        accumulated: micro-batches of an update on a process.
-    """
-
-    rollout: int
-    update: int
-    prompts: float
-    passes: int
-    accumulated: int
-
-    @property
-    def updates_per_rollout(self) -> float:
-        """Updates per rollout batch; one less is the staleness of the last."""
-        return self.passes / self.accumulated
-
-
-def batch_arithmetic(settings: Mapping[str, Any], world_size: int) -> BatchArithmetic:
-    """The numbers that follow from the batch settings of TRL."""
-    micro, accumulated = settings["per_device_train_batch_size"], settings["gradient_accumulation_steps"]
-    slices = settings.get("steps_per_generation") or accumulated
-    rollout = micro * world_size * slices
-    return BatchArithmetic(
-        rollout=rollout,
-        update=micro * world_size * accumulated,
-        prompts=rollout / settings["num_generations"],
-        passes=slices * settings.get("num_iterations", 1),
-        accumulated=accumulated,
-    )
-
-
 def check_batches(evidence: SettingsEvidence) -> Finding:
     """What divides what: completions, prompts and updates of a rollout batch."""
     name = "batch arithmetic"
     settings = evidence.settings
     if not settings.get("num_generations"):
         return not_checked(name, "num_generations is not known")
-    batch = batch_arithmetic(settings, evidence.world_size)
-    seen = _explained(batch, settings, evidence.world_size)
-    if batch.rollout % settings["num_generations"]:
+    batch, processes = RolloutBatch.of(settings), evidence.world_size
+    rollout, update = batch.completions * processes, batch.completions_per_update * processes
+    seen = _explained(batch, processes)
+    if rollout % batch.group_size:
         return wrong(
             name, seen, "A rollout batch must hold whole groups: num_generations does not divide its completions.",
-            f"Make per_device_train_batch_size * processes * steps_per_generation = {batch.rollout} a multiple of "
-            f"num_generations = {settings['num_generations']}.",
+            f"Make per_device_train_batch_size * processes * steps_per_generation = {rollout} a multiple of "
+            f"num_generations = {batch.group_size}.",
         )  # fmt: skip
-    if batch.passes % batch.accumulated and batch.accumulated % batch.passes:
+    if not batch.has_whole_updates(may_span=True):
         return warning(
             name, seen, "An update mixes the end of one rollout batch with the start of the next: data of two ages.",
             f"Let gradient_accumulation_steps = {batch.accumulated} divide steps_per_generation * num_iterations = "
-            f"{batch.passes}.",
+            f"{batch.trained_micro_batches}.",
         )  # fmt: skip
-    if batch.update < settings["num_generations"]:
+    if update < batch.group_size:
         return warning(
             name, seen,
-            f"An update holds {batch.update} completions, less than one group of {settings['num_generations']}: the "
+            f"An update holds {update} completions, less than one group of {batch.group_size}: the "
             f"advantages of a group, which sum to zero, act in different updates.",
             "Raise per_device_train_batch_size or gradient_accumulation_steps.",
         )  # fmt: skip
     return ok(name, seen)
 
 
-def _explained(batch: BatchArithmetic, settings: Mapping[str, Any], world_size: int) -> str:
-    updates = batch.updates_per_rollout
+def _explained(batch: RolloutBatch, processes: int) -> str:
+    updates, rollout = batch.updates, batch.completions * processes
     age = f"the last of them on data {updates - 1:g} updates old" if updates > 1 else "on fresh data"
     return (
-        f"a rollout batch is {settings['per_device_train_batch_size']} x {world_size} processes x "
-        f"{batch.rollout // (settings['per_device_train_batch_size'] * world_size)} slices = {batch.rollout} "
-        f"completions = {batch.prompts:g} prompts x {settings['num_generations']}; an update takes {batch.update} "
-        f"completions; {updates:g} updates per rollout batch, {age}"
+        f"a rollout batch is {batch.rows} x {processes} processes x {batch.micro_batches} slices = {rollout} "
+        f"completions = {rollout / batch.group_size:g} prompts x {batch.group_size}; an update takes "
+        f"{batch.completions_per_update * processes} completions; {updates:g} updates per rollout batch, {age}"
     )
 
 
@@ -158,11 +121,11 @@ def check_clipping_acts(evidence: SettingsEvidence) -> Finding:
     settings = evidence.settings
     if settings.get("clipping") != "balanced":
         return not_checked(name, "clipping is not balanced")
-    batch = batch_arithmetic(settings, evidence.world_size)
-    if settings.get("replay_fraction") or settings.get("rollout_token_budget") or batch.updates_per_rollout > 1:
-        return ok(name, f"{batch.updates_per_rollout:g} updates per rollout batch, so there are ratios to clip")
+    batch = RolloutBatch.of(settings)
+    if settings.get("replay_fraction") or settings.get("rollout_token_budget") or batch.updates > 1:
+        return ok(name, f"{batch.updates:g} updates per rollout batch, so there are ratios to clip")
     return wrong(
-        name, f"{batch.updates_per_rollout:g} updates per rollout batch, no replay, no partial rollouts",
+        name, f"{batch.updates:g} updates per rollout batch, no replay, no partial rollouts",
         "The policy has not moved since it sampled: every ratio is 1, and bounds have nothing to bound.",
         "Raise num_iterations, or steps_per_generation above gradient_accumulation_steps; or set clipping: fixed.",
     )  # fmt: skip

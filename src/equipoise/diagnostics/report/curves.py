@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from equipoise.diagnostics.metric_names import LEARNING_RATE
 from equipoise.diagnostics.report.sources import Source
 
 MOST_POINTS = 600
@@ -131,7 +132,7 @@ def predicted_and_realised(source: Source) -> dict[str, Any] | None:
         if now is None or then is None or expanding is None or contracting is None:
             continue
         plus, minus = _weight(row, "expanding"), _weight(row, "contracting")
-        rate = row.get("learning_rate")
+        rate = row.get(LEARNING_RATE)
         net = (1.0 if rate is None else rate) * (plus * expanding - minus * contracting)
         pairs.append((update, net, then - now))
     if len(pairs) < 8:

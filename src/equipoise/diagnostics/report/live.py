@@ -8,6 +8,7 @@ from typing import Any
 
 from equipoise.diagnostics.report.data import report_data
 from equipoise.diagnostics.report.page import embedded, page
+from equipoise.diagnostics.run_folder import RECORDS_FOLDER
 from equipoise.errors import InputError
 
 HOST = "127.0.0.1"
@@ -50,7 +51,7 @@ class LiveData:
 
 def _state(folders: list[Path]) -> tuple:
     """Changes whenever a metric, an evaluation or a file of records is added."""
-    watched = [p for f in folders for p in (*f.glob("*.jsonl"), *f.glob("tokens/*.parquet"))]
+    watched = [p for f in folders for p in (*f.glob("*.jsonl"), *f.glob(f"{RECORDS_FOLDER}/*.parquet"))]
     sizes = []
     for path in sorted(watched):
         try:
