@@ -37,7 +37,7 @@ def test_reasoning_gym_brings_examples_and_their_scorer():
     )
     assert rewards[:2] == [1.0, 1.0]
     assert max(rewards[2:]) < 0.5
-    assert logged == {"verification/error_fraction": 0.0}
+    assert logged == {f"verification/{name}_fraction": 0.0 for name in ("timeout", "memory", "refused", "error")}
     assert task.reward.__name__ == "reasoning_gym_chain_sum"
     chat = [[{"role": "assistant", "content": row["answer"]}]]
     assert task.reward(prompts=[[]], completions=chat, entry=[row["entry"]]) == [1.0]
@@ -60,15 +60,13 @@ def test_reasoning_gym_repeats_itself_by_seed():
 
 
 def test_a_scorer_that_fails_on_a_completion_is_counted():
-    task = named_task(CHAIN + "&size=3&held_out=0")
-
-    def broken(answer, entry):
-        raise RuntimeError
-
-    task.reward.scorer.score_answer = broken
     logged = {}
-    assert task.reward(prompts=[""], completions=["1"], entry=["train/0"], log_metric=logged.__setitem__) == [0.0]
-    assert logged == {"verification/error_fraction": 1.0}
+    chain = named_task(CHAIN + "&size=2&held_out=0")
+    del chain.reward.entries["train/0"]["answer"]
+    texts, keys = ["1", "1"], ["train/0", "train/1"]
+    assert chain.reward(prompts=[""] * 2, completions=texts, entry=keys, log_metric=logged.__setitem__)[0] == 0.0
+    assert logged["verification/error_fraction"] == 0.5
+    assert chain.reward.counts["error"] == 1
 
 
 @pytest.mark.parametrize(
@@ -100,7 +98,8 @@ def test_unusable_names(name, message):
 def test_a_scorer_that_takes_none_of_its_own_answers_is_refused(monkeypatch):
     from reasoning_gym.arithmetic.chain_sum import ChainSumDataset
 
-    monkeypatch.setattr(ChainSumDataset, "score_answer", lambda self, answer, entry: 0.0)
+    make = ChainSumDataset.__getitem__
+    monkeypatch.setattr(ChainSumDataset, "__getitem__", lambda self, index: make(self, index) | {"answer": b"1"})
     with pytest.raises(InputError, match="its scorer gives less than full marks to 3 of 3 of its own answers, such as"):
         named_task(CHAIN + "&size=3&held_out=0")
 

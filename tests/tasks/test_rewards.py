@@ -1,7 +1,9 @@
 import contextlib
+import logging
 import math
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -9,7 +11,8 @@ import torch
 from datasets import Dataset
 
 from equipoise.errors import InputError
-from equipoise.tasks import check_answers, checked, reward_function
+from equipoise.tasks import check_answers, checked, reward_function, rewards
+from equipoise.tasks.task import MAX_REWARD
 
 
 def score(name, completions, answers):
@@ -241,6 +244,65 @@ def test_unusable_results_are_refused(value, message):
     with pytest.raises(InputError) as caught:
         returning(value)
     assert str(caught.value) == f"reward function 'user_reward' {message}"
+
+
+@pytest.mark.parametrize("value", [1e20, -1e20, 1e8 * 1.001, 10**400, -(10**5000), np.float32(3e38)], ids=range(6))
+def test_rewards_beyond_what_float32_can_normalise_are_refused_with_the_row(value):
+    with pytest.raises(InputError, match=r"within ±1e\+08, got .* for completion 1 \(prompt 'p'\)$"):
+        returning([0, value, None])
+
+
+def test_large_rewards_that_can_be_normalised_are_kept():
+    assert returning([MAX_REWARD, -MAX_REWARD, 0]) == [1e8, -1e8, 0.0]
+    squares = np.square(np.full(2**20, 2 * MAX_REWARD, np.float32)).sum(dtype=np.float32)
+    assert np.isfinite(squares)
+
+
+def test_a_sum_beyond_the_range_is_refused_with_its_row():
+    with pytest.raises(
+        InputError, match=r"the sum of the rewards must be within ±1e\+08, got 1000000000.0 for completion 1"
+    ):
+        score("1e9*exact + format", ["2", "1"], ["1", "1"])
+
+
+@pytest.mark.parametrize("value", [[1] * 3, [0.7] * 3, [None, 1, 1]])
+def test_equal_rewards_and_none_are_kept(value):
+    assert returning(value) == value
+
+
+@pytest.mark.parametrize("completion", ["", [], [{"role": "assistant"}], [{"role": "assistant", "content": None}]])
+def test_empty_completions_are_wrong_and_not_failures(completion):
+    assert score("exact", [completion], ["1"]) == [0.0]
+    assert score("math + format", [completion], ["1"]) == [0.0]
+
+
+def test_content_in_parts_is_its_text():
+    parts = [{"type": "text", "text": r"so \boxed"}, {"type": "image"}, {"type": "text", "text": "{7}"}]
+    assert score("math", [[{"role": "assistant", "content": parts}]], ["7"]) == [1.0]
+
+
+def test_the_time_of_a_function_is_logged_and_a_slow_one_reported(monkeypatch, caplog):
+    monkeypatch.setattr(rewards, "SLOW_SECONDS", 0.01)
+    logged = {}
+
+    def slow(completions, **columns):
+        time.sleep(0.3)
+        return [1.0]
+
+    with caplog.at_level(logging.WARNING):
+        assert checked(slow)(prompts=["p"], completions=["c"], log_metric=logged.__setitem__) == [1.0]
+    assert list(logged) == ["reward/slow_seconds"]
+    assert 0.3 <= logged["reward/slow_seconds"] < 30
+    assert caplog.messages == ["reward function 'slow' has been running for 0.01 s."]
+
+
+def test_an_exception_of_the_function_is_named_with_its_place():
+    def user_reward(completions, **columns):
+        return [float(completion) for completion in completions]
+
+    line = user_reward.__code__.co_firstlineno + 1
+    with pytest.raises(InputError, match=rf"ValueError: .*'c'.* \(test_rewards.py, line {line}\)$"):
+        checked(user_reward)(prompts=["p"], completions=["c"])
 
 
 def test_an_exception_of_the_function_is_named_and_chained():

@@ -83,6 +83,8 @@ def test_what_could_not_be_judged_is_counted_and_said(caplog):
     assert logged == {
         "verification/unparsable_fraction": 0.9,
         "verification/timeout_fraction": 0.0,
+        "verification/memory_fraction": 0.0,
+        "verification/refused_fraction": 0.0,
         "verification/error_fraction": 0.05,
         "verification/bad_gold_fraction": 0.0,
     }

@@ -3,13 +3,12 @@ r"""Verification in processes: every answer has an outcome, whatever it is and w
 import os
 import re
 import signal
-import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from equipoise.tasks.verification import Verdict, VerifierPool
+from equipoise.tasks.verification import VerifierPool
 from equipoise.tasks.verification_worker import _full_verdict, integers_equal
 
 
@@ -110,44 +109,22 @@ def test_the_end_of_a_long_completion_counts(pool):
     ]
 
 
-def test_a_worker_that_hangs_is_killed_and_replaced():
-    with_one = VerifierPool(1, seconds=0.3)
-    assert outcomes(with_one, ("7", "7")) == ["correct"]
-    process = with_one._workers[0].process
-    os.kill(process.pid, signal.SIGSTOP)  # as deaf to the timer as one long operation of the interpreter
-    verdicts = with_one.verdicts(["1", "2", "3"], [["1"], ["2"], ["3"]])
-    assert verdicts[0] == Verdict("timeout", "had to be killed after 0.8 s")
-    assert [verdict.outcome for verdict in verdicts[1:]] == ["correct", "correct"]
-    assert process.poll() == -signal.SIGKILL
-    with_one.close()
-
-
 def test_long_requests_never_wait_for_a_worker_that_hangs():
-    with_one = VerifierPool(1, seconds=0.3)
+    with_one = VerifierPool(1, seconds=0.3, wall_seconds=1)
     outcomes(with_one, ("7", "7"))
     os.kill(with_one._workers[0].process.pid, signal.SIGSTOP)
     texts = ["1", *["word " * 4000 + r"\boxed{7}"] * 8]  # together more than a pipe holds
     verdicts = with_one.verdicts(texts, [["7"]] * 9)
-    assert [verdict.outcome for verdict in verdicts] == ["timeout"] + ["correct"] * 8
+    assert [verdict.outcome for verdict in verdicts] == ["wrong"] + ["correct"] * 8
     with_one.close()
 
 
-def test_a_worker_that_dies_costs_one_answer_at_most():
+def test_a_worker_that_dies_costs_no_answer():
     with_one = VerifierPool(1, seconds=5)
     outcomes(with_one, ("7", "7"))
     with_one._workers[0].process.kill()
     with_one._workers[0].process.wait()
     assert outcomes(with_one, ("1", "1"), ("2", "2")) == ["correct", "correct"]
-    with_one.close()
-
-
-def test_a_worker_that_dies_at_work_is_an_error():
-    with_one = VerifierPool(1, seconds=5)
-    outcomes(with_one, ("7", "7"))
-    process = with_one._workers[0].process
-    threading.Timer(0.3, process.kill).start()
-    verdicts = with_one.verdicts(["9**9**9**9", "2"], [["1"], ["2"]])
-    assert verdicts == [Verdict("error", "the worker died (SIGKILL)"), Verdict("correct")]
     with_one.close()
 
 

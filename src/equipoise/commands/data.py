@@ -27,6 +27,10 @@ class DataOptions(Generic[Tasks]):
         metadata={"help": "Short for --task data:FILE: JSONL, Parquet or CSV file, or hub id, with ?answer_column=…"},
     )
     chat: bool = field(default=False, metadata={"help": "Wrap text prompts as one user message."})
+    chat_template_kwargs: str | None = field(
+        default=None,
+        metadata={"help": "What the chat template is told, as {enable_thinking: false}; unset: as the run."},
+    )
     reward: str | None = field(
         default=None, metadata={"help": "exact, math or module:function (the first term of a sum counts)."}
     )

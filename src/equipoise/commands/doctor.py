@@ -42,7 +42,7 @@ from equipoise.diagnostics.doctor import (
 from equipoise.diagnostics.run_folder import ENVIRONMENT_FILE, METRICS_FILE, RESOLVED_FILE, is_run_folder
 from equipoise.diagnostics.runs import read_run
 from equipoise.errors import InputError
-from equipoise.models.loading import load_model, load_tokenizer
+from equipoise.models.loading import load_model, load_tokenizer, template_settings
 from equipoise.settings.reading import read_yaml
 from equipoise.settings.run import RunSettings
 from equipoise.settings.task_loading import load_task
@@ -197,7 +197,9 @@ def _model(options: DoctorOptions) -> list[Finding]:
     if not on_cpu:
         model = model.to(str(torch.accelerator.current_accelerator()))  # pyright: ignore[reportArgumentType]
     findings = [check_tokens(model, tokenizer), check_chat(tokenizer, task)]
-    comparison = compare_logprobs(model, tokenizer, None if task is None else task.train[:SEQUENCES]["prompt"])
+    prompts = None if task is None else task.train[:SEQUENCES]["prompt"]
+    told = template_settings(options.data.chat_template_kwargs)
+    comparison = compare_logprobs(model, tokenizer, prompts, template_kwargs=told)
     findings += [check_comparison(comparison), check_padding(comparison), check_verifier(task, reason)]
     return [*findings, _probed(options, {})]
 

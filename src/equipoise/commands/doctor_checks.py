@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -155,7 +155,13 @@ class Comparison:
 
 
 def compare_logprobs(
-    model: Any, tokenizer: Any, prompts: Sequence[str | list] | None = None, *, temperature: float = 1.0, seed: int = 0
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str | list] | None = None,
+    *,
+    temperature: float = 1.0,
+    seed: int = 0,
+    template_kwargs: Mapping[str, Any] | None = None,
 ) -> Comparison:
     """Sample a few completions, and score them as the trainer does: padded on the left, no position ids.
 
@@ -165,6 +171,7 @@ def compare_logprobs(
         prompts: text or chat messages; None for random tokens, which serve as well: the two must agree on anything.
         temperature: of sampling.
         seed: of prompts and samples.
+        template_kwargs: what the chat template is told beside the messages, as in training.
     """
     add_statistics_head(model, temperature=temperature)
     with seeded(seed), evaluation_mode(model), torch.no_grad():
@@ -172,7 +179,8 @@ def compare_logprobs(
             size = min(len(tokenizer), model.get_input_embeddings().weight.shape[0])
             ids = [torch.randint(0, size, (length,)).tolist() for length in range(SEQUENCES + 1, 1, -1)]
         else:
-            ids = [encoded_prompt(tokenizer, prompt, row) for row, prompt in enumerate(prompts[:SEQUENCES], start=1)]
+            numbered = enumerate(prompts[:SEQUENCES], start=1)
+            ids = [encoded_prompt(tokenizer, prompt, row, template_kwargs) for row, prompt in numbered]
         # Different lengths, so that there is padding; the longest first, as the sampler takes them.
         ids = sorted((prompt[min(i, len(prompt) - 1) :] for i, prompt in enumerate(ids)), key=len, reverse=True)
         sampler = Sampler(model, tokenizer, NEW_TOKENS, len(ids))

@@ -19,7 +19,7 @@ from equipoise.diagnostics.run_folder import is_run_folder, model_of
 from equipoise.errors import InputError, require
 from equipoise.files import write_at_once
 from equipoise.models.evaluation import Evaluation
-from equipoise.models.loading import check_prompts, encoded_prompt, load_model, load_tokenizer
+from equipoise.models.loading import check_prompts, encoded_prompt, load_model, load_tokenizer, template_settings
 from equipoise.models.resumable_evaluation import SampleFile, data_fingerprint, evaluate_in_batches
 from equipoise.models.sampling import Sampler
 from equipoise.models.vllm_sampling import VllmSampler, vllm_engine
@@ -90,6 +90,7 @@ class HeldOut:
     dataset: Dataset
     reward: RewardFunction
     max_new_tokens: int
+    template_kwargs: dict[str, Any]
 
 
 def evaluate_models(options: EvaluateOptions) -> dict[str, dict[str, Evaluation]]:
@@ -167,7 +168,9 @@ def _held_out(name: str, chosen: str | None, options: EvaluateOptions) -> HeldOu
         dataset = task.train  # a benchmark has no training data of its own: all of it is to evaluate on
     length = sampling.max_new_tokens or task.max_completion_length or keys.get("max_completion_length")
     rows = len(dataset) if sampling.prompts is None else min(sampling.prompts, len(dataset))
-    return HeldOut(task.name, dataset.select(range(rows)), task.evaluation_reward, length or DEFAULT_MAX_NEW_TOKENS)
+    told = template_settings(given.chat_template_kwargs or keys.get("chat_template_kwargs"))
+    length = length or DEFAULT_MAX_NEW_TOKENS
+    return HeldOut(task.name, dataset.select(range(rows)), task.evaluation_reward, length, told)
 
 
 def _sample_files(number: int, name: str, benchmarks: list[HeldOut], options: EvaluateOptions) -> list:
@@ -182,17 +185,22 @@ def _sample_files(number: int, name: str, benchmarks: list[HeldOut], options: Ev
             "data": data_fingerprint(data.dataset), "samples": sampling.samples, "temperature": sampling.temperature,
             "max_new_tokens": data.max_new_tokens, "batch_size": sampling.batch_size, "seed": sampling.seed,
             "backend": sampling.backend, "reward": data.reward.__name__,
-        }  # fmt: skip
+        } | ({"chat_template_kwargs": data.template_kwargs} if data.template_kwargs else {})  # fmt: skip
         files.append(SampleFile(options.samples_output / f"{label}.jsonl", settings))
         files[-1].check()
     return files
+
+
+def _encoded(tokenizer: Any, data: HeldOut) -> list[list[int]]:
+    prompts = enumerate(data.dataset["prompt"], start=1)
+    return [encoded_prompt(tokenizer, prompt, row, data.template_kwargs) for row, prompt in prompts]
 
 
 def _evaluate(name: str, benchmarks: list[HeldOut], files: list, options: EvaluateOptions) -> dict[str, Evaluation]:
     """The evaluations of one model, which is loaded once."""
     tokenizer, sampling = load_tokenizer(model_of(name)), options.sampling
     for data in benchmarks:
-        check_prompts(data.dataset, tokenizer, name)
+        check_prompts(data.dataset, tokenizer, name, data.template_kwargs)
     sampler = _sampler(name, tokenizer, sampling)
     evaluations = {}
     for data, file in zip(benchmarks, files, strict=True):
@@ -200,7 +208,7 @@ def _evaluate(name: str, benchmarks: list[HeldOut], files: list, options: Evalua
         evaluations[data.name] = evaluate_in_batches(
             sampler,
             data.dataset,
-            [encoded_prompt(tokenizer, prompt, row) for row, prompt in enumerate(data.dataset["prompt"], start=1)],
+            _encoded(tokenizer, data),
             data.reward,
             num_samples=sampling.samples,
             ks=sampling.k,

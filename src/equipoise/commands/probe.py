@@ -9,7 +9,7 @@ import csv
 import json
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -35,7 +35,7 @@ from equipoise.diagnostics.probe_figure import probe_figure
 from equipoise.diagnostics.run_folder import is_run_folder, model_of
 from equipoise.errors import InputError, require
 from equipoise.files import folder_at_once, writing
-from equipoise.models.loading import encoded_prompt, load_model, load_tokenizer
+from equipoise.models.loading import encoded_prompt, load_model, load_tokenizer, template_settings
 from equipoise.models.randomness import seeded
 from equipoise.models.sampling import Completion, Sampler, evaluation_mode, rewards_of
 from equipoise.models.statistics_head import add_statistics_head
@@ -115,6 +115,7 @@ def probe(options: ProbeOptions) -> dict[str, Any]:
     if options.output.exists():
         raise InputError(f"--output {options.output} exists; choose another folder")
     settings, sampling = _settings(options), options.sampling
+    told = _template_kwargs(options)
     task = load_task(settings)
     needed = sampling.prompts * sampling.batches
     if len(task.train) < needed:
@@ -138,7 +139,7 @@ def probe(options: ProbeOptions) -> dict[str, Any]:
         for number in range(sampling.batches):
             bar.update(number - bar.n)
             rows = task.train.select(order[number * sampling.prompts : (number + 1) * sampling.prompts])
-            rollout = _sample(sampler, tokenizer, rows, task, sampling)
+            rollout = _sample(sampler, _encoded(tokenizer, rows, told), rows, task, sampling)
             if not rollout.advantages.any():
                 continue  # no gradient
             tokens, summary = _probe_batch(model, rollout, options, number)
@@ -173,6 +174,14 @@ def _settings(options: ProbeOptions) -> RunSettings:
     return RunSettings(model=model_of(options.model), **data)
 
 
+def _template_kwargs(options: ProbeOptions) -> dict[str, Any]:
+    """What the chat template is told beside the messages: that of the options, else of the run."""
+    given = options.data.chat_template_kwargs
+    if given is None and is_run_folder(options.model):
+        given = run.run_settings(Path(options.model)).get("chat_template_kwargs")
+    return template_settings(given)
+
+
 @dataclass(frozen=True)
 class _Rollout:
     """Completions of one batch with their group-normalised advantages; prompt and sample number each of them."""
@@ -183,8 +192,11 @@ class _Rollout:
     rewards: list[float]
 
 
-def _sample(sampler: Sampler, tokenizer: Any, rows: Dataset, task: Task, sampling: ProbeSampling) -> _Rollout:
-    ids = [encoded_prompt(tokenizer, prompt, row) for row, prompt in enumerate(rows["prompt"], start=1)]
+def _encoded(tokenizer: Any, rows: Dataset, told: Mapping[str, Any]) -> list[list[int]]:
+    return [encoded_prompt(tokenizer, prompt, row, told) for row, prompt in enumerate(rows["prompt"], start=1)]
+
+
+def _sample(sampler: Sampler, ids: list[list[int]], rows: Dataset, task: Task, sampling: ProbeSampling) -> _Rollout:
     repeated = [i for i in ids for _ in range(sampling.generations)]
     completions = sampler.completions(repeated, sampling.temperature, lambda _: None)
     scored = rewards_of(task.reward, rows, completions, sampling.generations)

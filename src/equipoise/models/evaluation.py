@@ -10,7 +10,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
@@ -57,7 +57,7 @@ class Evaluation:
         mean_entropy: of the distributions the tokens of the samples were drawn from, nats, the mean over all tokens;
             None when it was not measured.
         verdicts: verdict -> number of samples: "correct", "wrong", "unscored", and with the reward "math" also
-            "unparsable", "timeout", "error" and "bad_gold".
+            "unparsable", "timeout", "memory", "refused", "error" and "bad_gold".
         samples: one record per prompt, in the order of the data set; see `write_samples`.
     """
 
@@ -106,6 +106,7 @@ def evaluate_policy(
     correct_at: float = 1.0,
     progress: bool = True,
     greedy: bool = True,
+    template_kwargs: Mapping[str, Any] | None = None,
 ) -> Evaluation:
     """Accuracy and diversity of a policy on the prompts of a data set.
 
@@ -126,13 +127,15 @@ def evaluate_policy(
         correct_at: a completion is correct when its reward is at least this; an unscored one is not.
         progress: show a progress bar with the time left on stderr.
         greedy: evaluate the greedy completion of every prompt as well.
+        template_kwargs: what the chat template is told beside the messages, as in training.
 
     Raises:
         InputError: when the data set is empty or a number is out of range, the tokenizer has no chat template for chat
             messages, or a prompt cannot be encoded.
     """
     check_settings(dataset, num_samples, ks, temperature, max_new_tokens, batch_size)
-    prompt_ids = [encoded_prompt(tokenizer, prompt, row) for row, prompt in enumerate(dataset["prompt"], start=1)]
+    numbered = enumerate(dataset["prompt"], start=1)
+    prompt_ids = [encoded_prompt(tokenizer, prompt, row, template_kwargs) for row, prompt in numbered]
     sampler = Sampler(model, tokenizer, max_new_tokens, batch_size)
     num_sequences = len(prompt_ids) * (num_samples + greedy)
     bar = progress_bar("evaluate", num_sequences, "completion", shown=progress)

@@ -5,9 +5,12 @@ from two seeds; whatever both contain is taken out of training.
 """
 
 import dataclasses
+import functools
 import logging
+import math
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset
@@ -17,12 +20,16 @@ from equipoise.tasks.datasets import one_line, shortened
 from equipoise.tasks.prompts import content_key, without_held_out
 from equipoise.tasks.task import Task, completion_text
 from equipoise.tasks.terms import check_parameters, configured, nearest
+from equipoise.tasks.workers.pool import Answer, WorkerPool
 
 logger = logging.getLogger("equipoise")
 
 DEFAULT_SIZE, DEFAULT_HELD_OUT = 2000, 200
 HELD_OUT_SEED_OFFSET = 1_000_003  # far from the seeds that people choose, so that two runs never swap their splits
 NUM_SELF_TESTED = 200
+SECONDS = 5.0  # of CPU time, for one score: some scorers simplify formulas
+COUNTED = ("timeout", "memory", "refused", "error")
+"""Outcomes that score 0, whose share is logged as verification/OUTCOME_fraction."""
 _OWN = ("size", "held_out", "seed")
 
 
@@ -55,12 +62,12 @@ def reasoning_gym_task(name: str, parameters: Mapping[str, Any]) -> Task:
     fields = [field.name for field in dataclasses.fields(config_class) if field.name not in _OWN]
     check_parameters(label, own, [*_OWN, *fields])
     entries: dict[str, dict] = {}
-    splits, scorer = {}, None
+    splits, config = {}, None
     for split, count, split_seed in (("train", size, seed), ("held_out", held_out, seed + HELD_OUT_SEED_OFFSET)):
         if count:
             config = configured(label, config_class, own | {"size": count, "seed": split_seed})
-            splits[split], scorer = _examples(label, dataset_class, config, split, entries)
-    reward = ProceduralReward(label, scorer, entries)
+            splits[split] = _examples(label, dataset_class, config, split, entries)
+    reward = ProceduralReward(label, (name, config), entries)
     train, tested = splits["train"], splits.get("held_out")
     if tested is not None:
         train = without_held_out(train, tested, label)
@@ -71,33 +78,73 @@ def reasoning_gym_task(name: str, parameters: Mapping[str, Any]) -> Task:
 class ProceduralReward:
     """The score of reasoning-gym for what stands in the last <answer> tags of a completion, or else for all of it.
 
-    Most scorers give 1.0 for a right answer and something between 0 and 1 where they see a part of it.
+    Most scorers give 1.0 for a right answer and something between 0 and 1 where they see a part of it. Several evaluate
+    the answer as Python, so that all of them run in workers (`equipoise.tasks.workers`).
+
+    Attributes:
+        label: the task.
+        entries: the examples, by key.
+        counts: outcome -> number of scores so far.
     """
 
-    def __init__(self, label: str, scorer: Any, entries: dict[str, dict]) -> None:
+    def __init__(
+        self,
+        label: str,
+        scorer: tuple[str, Any],
+        entries: dict[str, dict],
+        *,
+        pool: WorkerPool | None = None,
+    ) -> None:
+        """No process is started yet.
+
+        Args:
+            label: the task.
+            scorer: the registered name of the data set and its configuration.
+            entries: the examples, by key.
+            pool: of the kind "reasoning_gym"; None: the one that all share.
+        """
         self.__name__ = re.sub(r"\W", "_", label)
-        self.label, self.scorer, self.entries = label, scorer, entries
+        self.label, self.entries = label, entries
+        self.counts: Counter[str] = Counter()
+        self._pool = shared_scorers() if pool is None else pool
+        known = [(str(entry["answer"]), entry) for entry in entries.values() if entry["answer"] is not None]
+        self._job = self._pool.add_job((*scorer, known[0] if known else None))
 
     def __call__(self, *, prompts: list, completions: list, entry: list[str], **columns: Any) -> list[float]:
         """One score per completion; `entry` names the examples.
 
-        Raises:
-            InputError: when the scorer itself fails on the example's own answer as well; a scorer that fails on a
-                completion alone scores it 0, and the share of those is logged.
-        """
-        scores, failures = [], 0
-        for completion, key in zip(completions, entry, strict=True):
-            try:
-                scores.append(self.score(_final_answer(completion_text(completion)), key))
-            except Exception:  # scorers parse what they are given, and raise everything
-                failures += 1
-                scores.append(0.0)
-        columns.get("log_metric", _unlogged)("verification/error_fraction", failures / max(len(scores), 1))
-        return scores
+        Where the scorer fails, or goes beyond the limits of a worker, the score is 0, and the share of each cause is
+        logged.
 
-    def score(self, answer: str, key: str) -> float:
-        """The score of an answer for the example of that key, in [0, 1] for nearly all data sets."""
-        return float(self.scorer.score_answer(answer, self.entries[key]))
+        Raises:
+            InputError: when workers cannot be started.
+        """
+        answers = [_final_answer(completion_text(completion)) for completion in completions]
+        judged = self.judged(answers, entry)
+        counts = Counter(answer.outcome for answer in judged)
+        self.counts += counts
+        for outcome in COUNTED:
+            columns.get("log_metric", _unlogged)(
+                f"verification/{outcome}_fraction", counts[outcome] / max(len(judged), 1)
+            )
+        return [answer.value if answer.outcome == "done" else 0.0 for answer in judged]
+
+    def judged(self, answers: Sequence[str], keys: Sequence[str]) -> list[Answer]:
+        """The scores of answers for the examples of those keys, finite, and in [0, 1] for nearly all data sets."""
+        payloads = [(answer, self.entries[key]) for answer, key in zip(answers, keys, strict=True)]
+        return [_finite(answer) for answer in self._pool.answers(self._job, payloads)]
+
+
+@functools.cache
+def shared_scorers() -> WorkerPool:
+    """The workers of all tasks of reasoning-gym."""
+    return WorkerPool("reasoning_gym", seconds=SECONDS)
+
+
+def _finite(answer: Answer) -> Answer:
+    if answer.outcome == "done" and not math.isfinite(answer.value):
+        return Answer("error", f"the scorer returned {answer.value}")
+    return answer
 
 
 def _unlogged(name: str, value: float) -> None:
@@ -126,9 +173,7 @@ def _count(label: str, parameters: Mapping[str, Any], key: str, default: int, le
     return value
 
 
-def _examples(
-    label: str, dataset_class: type, config: Any, split: str, entries: dict[str, dict]
-) -> tuple[Dataset, Any]:
+def _examples(label: str, dataset_class: type, config: Any, split: str, entries: dict[str, dict]) -> Dataset:
     """The examples of one split, each content once; their entries are added to `entries`."""
     rows: dict[str, list] = {"prompt": [], "answer": [], "entry": []}
     seen = set()
@@ -148,28 +193,24 @@ def _examples(
         raise InputError(f"{label} cannot make its examples ({one_line(error)})") from error
     if len(seen) < config.size:
         logger.warning("%s: %d different %s prompts instead of %d.", label, len(seen), split, config.size)
-    return Dataset.from_dict(rows), made
+    return Dataset.from_dict(rows)
 
 
 def _self_test(reward: ProceduralReward) -> None:
     """The scorer on the data's own answers; some of reasoning-gym's know no answer beforehand."""
     keys = [key for key, entry in reward.entries.items() if entry["answer"] is not None]
     tested = keys[:: max(1, len(keys) // NUM_SELF_TESTED)]
-    rejected = [key for key in tested if not _accepts(reward, key)]
+    judged = reward.judged([str(reward.entries[key]["answer"]) for key in tested], tested)
+    rejected = [(key, a) for key, a in zip(tested, judged, strict=True) if a.outcome != "done" or a.value < 0.99]
     if not rejected:
         return
-    example = reward.entries[rejected[0]]
+    key, answer = rejected[0]
+    example = reward.entries[key]
+    why = "" if answer.outcome == "done" else f" ({answer.outcome}: {answer.reason})"
     message = (
         f"{reward.label}: its scorer gives less than full marks to {len(rejected)} of {len(tested)} of its own answers,"
-        f" such as {shortened(example['answer'])} to {shortened(example['question'])}"
+        f" such as {shortened(example['answer'])} to {shortened(example['question'])}{why}"
     )
     if len(rejected) == len(tested):
         raise InputError(message)
     logger.warning("%s.", message)
-
-
-def _accepts(reward: ProceduralReward, key: str) -> bool:
-    try:
-        return reward.score(str(reward.entries[key]["answer"]), key) >= 0.99
-    except Exception:  # a scorer that fails on its own answer accepts it no more than one that returns 0
-        return False

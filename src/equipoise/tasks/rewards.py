@@ -1,27 +1,35 @@
 """Reward functions by name: exact match, mathematical equality, the user's own, and sums with terms that shape."""
 
+import contextlib
 import functools
 import importlib
 import inspect
 import logging
 import math
+import threading
+import time
+import traceback
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
 from equipoise.errors import InputError
 from equipoise.tasks.datasets import one_line, shortened
 from equipoise.tasks.shaping import TERMS
-from equipoise.tasks.task import RewardFunction, completion_text
+from equipoise.tasks.task import MAX_REWARD, RewardFunction, completion_text
 from equipoise.tasks.terms import Term, called, nearest, parsed_terms
 from equipoise.tasks.user_modules import modules_of_the_user
 from equipoise.tasks.verification import VerifierPool, shared_pool
 
 logger = logging.getLogger("equipoise")
 
-COUNTED = ("unparsable", "timeout", "error", "bad_gold")
+COUNTED = ("unparsable", "timeout", "memory", "refused", "error", "bad_gold")
 """Outcomes whose share is logged as verification/OUTCOME_fraction."""
+
+SLOW_SECONDS = 60.0
+"""After which a call of a user's function that still runs is reported."""
 
 
 def reward_function(text: str) -> RewardFunction:
@@ -70,7 +78,11 @@ class RewardSum:
         self.terms = terms
 
     def __call__(self, *, prompts: list, completions: list, **columns: Any) -> list[float | None]:
-        """One sum per completion; the means of the terms, before their weights, are logged as reward/NAME."""
+        """One sum per completion; the means of the terms, before their weights, are logged as reward/NAME.
+
+        Raises:
+            InputError: a sum beyond ±`MAX_REWARD`, with its completion.
+        """
         totals: list[float | None] = [0.0] * len(completions)
         for name, weight, reward in self.terms:
             values = reward(prompts=prompts, completions=completions, **columns)
@@ -81,7 +93,7 @@ class RewardSum:
             scored = [value for value in values if value is not None]
             if scored and "log_metric" in columns:
                 columns["log_metric"](f"reward/{name}", sum(scored) / len(scored))
-        return totals
+        return [_checked_number("the sum of the rewards", i, total, prompts) for i, total in enumerate(totals)]
 
 
 def exact_reward(*, completions: list, answer: list, **columns: Any) -> list[float]:
@@ -100,10 +112,10 @@ class MathReward:
     r"""1.0 where math-verify finds the completion's result equal to the answer, or to one of several, else 0.0.
 
     The result is taken from the last \boxed{} of the completion, or else its last LaTeX or plain expression; boxes
-    within 70 characters of each other may be read as one set. Completions without an expression, and those that cannot
-    be judged in time, are 0 and their shares logged as verification/unparsable_fraction, timeout_fraction and
-    error_fraction. An answer that cannot be parsed leaves its completion unscored (None); `check_answers` refuses such
-    data before training.
+    within 70 characters of each other may be read as one set. Completions without an expression, and those that go
+    beyond a limit of the workers, are 0 and their shares logged as verification/unparsable_fraction, timeout_fraction,
+    memory_fraction, refused_fraction and error_fraction. An answer that cannot be parsed leaves its completion unscored
+    (None); `check_answers` refuses such data before training.
     """
 
     def __init__(self, pool: VerifierPool | None = None) -> None:
@@ -127,7 +139,7 @@ class MathReward:
         return [None if v.outcome == "bad_gold" else float(v.outcome == "correct") for v in verdicts]
 
     def _warn(self, counts: Counter, total: int) -> None:
-        if self._warned or total < 16 or counts["unparsable"] + counts["timeout"] + counts["error"] < 0.9 * total:
+        if self._warned or total < 16 or sum(counts[outcome] for outcome in COUNTED[:-1]) < 0.9 * total:
             return
         self._warned = True
         found = ", ".join(f"{counts[outcome]} {outcome}" for outcome in COUNTED if counts[outcome])
@@ -145,12 +157,14 @@ def golds_of(answer: str | list[str]) -> list[str]:
 def checked(reward: Callable[..., Any]) -> RewardFunction:
     """The same function, whose failures and unusable results become an `InputError` of one line that names it.
 
-    Single None values are kept: TRL leaves those completions unscored. The wrapper has the function's `__name__`.
+    It runs in this process, as it is the user's own. The time that it takes is logged as reward/NAME_seconds, and a
+    call that takes more than a minute is reported while it lasts. Single None values are kept: TRL leaves those
+    completions unscored. The wrapper has the function's `__name__`.
 
     Raises:
-        InputError: here, when the function is asynchronous; from a call, when the function raises, returns no
-            sequence, one of another length than the completions, anything but finite numbers and None, or None for
-            every completion.
+        InputError: here, when the function is asynchronous; from a call, when the function raises (with file and line),
+            returns no sequence, one of another length than the completions, anything but finite numbers within
+            ±`MAX_REWARD` and None, or None for every completion.
     """
     name = getattr(reward, "__name__", type(reward).__name__)
     if inspect.iscoroutinefunction(reward) or inspect.iscoroutinefunction(getattr(reward, "__call__", None)):  # noqa: B004
@@ -158,19 +172,41 @@ def checked(reward: Callable[..., Any]) -> RewardFunction:
 
     @functools.wraps(reward)
     def checked_reward(*, prompts: list, completions: list, **columns: Any) -> list[float | None]:
-        try:
-            returned = reward(prompts=prompts, completions=completions, **columns)
-        except InputError:
-            raise
-        except Exception as error:
-            raise InputError(f"reward function {name!r} raised {one_line(error)}") from error
-        return _checked_rewards(name, returned, len(completions))
+        begin = time.perf_counter()
+        with _reported_while_it_lasts(name):
+            try:
+                returned = reward(prompts=prompts, completions=completions, **columns)
+            except InputError:
+                raise
+            except Exception as error:
+                raise InputError(f"reward function {name!r} raised {one_line(error)}{_place(error)}") from error
+        if "log_metric" in columns:
+            columns["log_metric"](f"reward/{name}_seconds", time.perf_counter() - begin)
+        return _checked_rewards(name, returned, prompts, len(completions))
 
     checked_reward.__name__ = name  # functools.wraps leaves it alone for objects that have none
     return checked_reward
 
 
-def _checked_rewards(name: str, returned: Any, expected: int) -> list[float | None]:
+@contextlib.contextmanager
+def _reported_while_it_lasts(name: str) -> Iterator[None]:
+    warn = functools.partial(logger.warning, "reward function %r has been running for %g s.", name, SLOW_SECONDS)
+    timer = threading.Timer(SLOW_SECONDS, warn)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _place(error: Exception) -> str:
+    """Where the innermost frame of an exception is, as " (file, line 3)"; nothing for one raised by calling."""
+    frames = traceback.extract_tb(error.__traceback__)[1:]  # the first is ours
+    return f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+
+
+def _checked_rewards(name: str, returned: Any, prompts: Sequence, expected: int) -> list[float | None]:
     values = returned.tolist() if hasattr(returned, "tolist") else returned  # numpy and torch
     if not isinstance(values, Sequence) or isinstance(values, str | bytes):
         raise InputError(f"reward function {name!r} must return a list of numbers, got {shortened(returned)}")
@@ -178,21 +214,23 @@ def _checked_rewards(name: str, returned: Any, expected: int) -> list[float | No
         raise InputError(
             f"reward function {name!r} must return one reward per completion, {expected}, got {len(values)}"
         )
-    rewards = [_checked_number(name, index, value) for index, value in enumerate(values)]
+    rewards = [_checked_number(f"reward function {name!r}", i, value, prompts) for i, value in enumerate(values)]
     if rewards and all(reward is None for reward in rewards):
         raise InputError(f"reward function {name!r} returned None for all {expected} completions of a batch")
     return rewards
 
 
-def _checked_number(name: str, index: int, value: Any) -> float | None:
+def _checked_number(what: str, index: int, value: Any, prompts: Sequence) -> float | None:
     value = value.item() if getattr(value, "ndim", None) == 0 else value  # a numpy or torch scalar
     if value is None:
         return None
-    if not isinstance(value, Real) or not math.isfinite(value):
-        raise InputError(
-            f"reward function {name!r} must return finite numbers or None,"
-            f" got {shortened(value)} for completion {index}"
-        )
+    if not isinstance(value, Real) or value != value or abs(value) == math.inf:
+        raise InputError(f"{what} must return finite numbers or None, got {shortened(value)} for completion {index}")
+    size: Any = abs(value)
+    if size > MAX_REWARD:
+        shown = shortened(value) if size < 1e300 else "a number beyond 1e300"
+        prompt = f" (prompt {shortened(prompts[index])})" if index < len(prompts) else ""
+        raise InputError(f"{what} must be within ±{MAX_REWARD:g}, got {shown} for completion {index}{prompt}")
     return float(value)
 
 

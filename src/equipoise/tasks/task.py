@@ -6,6 +6,13 @@ from typing import Any, Protocol, runtime_checkable
 
 from datasets import Dataset
 
+MAX_REWARD = 1e8
+"""Largest reward, either sign. Advantages are made and used in float32 (up to 3.4e38, seven digits), where two squares
+must stay finite: that of a reward, summed over a batch, for the standard deviation; and, where advantages are not
+normalised, that of a gradient, twice the reward times as large and summed over up to 10^10 parameters, for its norm and
+for Adam. 1e8 leaves the gradients of those parameters a factor of 10^5 each. A reward of 1e20 would be NaN at the
+first."""
+
 
 @runtime_checkable
 class RewardFunction(Protocol):
@@ -53,5 +60,10 @@ class Task:
 
 
 def completion_text(completion: str | list[dict[str, Any]]) -> str:
-    """The text of a completion: itself, or the content of the last message of a chat."""
-    return completion if isinstance(completion, str) else str(completion[-1].get("content") or "")
+    """The text of a completion: itself, or the text of the last message of a chat; "" where there is none."""
+    if isinstance(completion, str):
+        return completion
+    content = completion[-1].get("content") if completion else None
+    if isinstance(content, list):  # parts, of which some may be images
+        return "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
+    return str(content or "")

@@ -1,67 +1,41 @@
-r"""The process that runs math-verify on text that a model wrote: started as a script, told what to do through a pipe.
+r"""The kind "math" of workers: math-verify on text that a model wrote, in a process with limits (`workers.worker`).
 
-It imports nothing of equipoise, so that it starts in a fraction of a second and has little memory of its own. One JSON
-object per line on standard input, {"id", "text", "golds", "seconds"}; one per line on standard output, {"id",
-"outcome", "reason"}, the first of which has no id and says that the process is ready. Its memory and the time for each
-answer are limited here as far as Python can interrupt itself; whoever started it kills it when that is not enough.
+It imports nothing of equipoise that loads torch, so that it starts in a second and has little memory of its own.
 """
 
 import functools
-import json
-import logging
 import re
-import resource
-import signal
-import sys
+from collections.abc import Callable
+from types import ModuleType
 
 MAX_DEPTH = 60  # of braces in an answer: deeper nesting only costs the parser time
 
 
-class _OutOfTimeError(BaseException):
-    """Raised by the timer; no `except Exception` on the way may swallow it."""
+def warm() -> None:
+    """The first answer imports and builds what all need, and takes as long; sums and products load numerics."""
+    import scipy.special  # noqa: F401
+
+    _full_verdict(r"\boxed{\frac{1}{2}}", ["0.5"])
 
 
-def main(memory_bytes: int) -> None:
-    """Answer requests until the pipe is closed."""
-    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    logging.disable(logging.CRITICAL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that is trained
-    signal.signal(signal.SIGALRM, _out_of_time)
-    out = sys.stdout
-    sys.stdout = sys.stderr  # whatever a library prints must not get between the answers
-    _full_verdict(
-        r"\boxed{\frac{1}{2}}", ["0.5"]
-    )  # the first answer imports and builds what all need, and takes as long
-    out.write(json.dumps({"id": None}) + "\n")
-    out.flush()
-    for line in sys.stdin:
-        request = json.loads(line)
-        outcome, reason = _judged(request)
-        out.write(json.dumps({"id": request["id"], "outcome": outcome, "reason": reason}) + "\n")
-        out.flush()
+def modules_with_eval() -> list[ModuleType]:
+    """None: math-verify evaluates through sympy's parser alone."""
+    return []
 
 
-def _out_of_time(number, frame):
-    raise _OutOfTimeError
+def prepared(arguments: None) -> Callable[[tuple[str, list[str]]], tuple[str, str]]:
+    """The function of (text, golds) to (outcome, reason); there is nothing to prepare."""
+    return judged
 
 
-def _judged(request: dict) -> tuple[str, str]:
-    try:
-        signal.setitimer(signal.ITIMER_REAL, request["seconds"])
-        try:
-            return _verdict(request["text"], request["golds"])
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-    except _OutOfTimeError:
-        return "timeout", f"took longer than {request['seconds']:g} s"
-    except Exception as error:
-        return "error", _described(error)
+def judged(payload: tuple[str, list[str]]) -> tuple[str, str]:
+    """The outcome of a text against the expected answers, any of which is right, and the reason where there is one."""
+    return _verdict(*payload)
 
 
 def _described(error: Exception) -> str:
     if isinstance(error, MemoryError):
-        return "needs more memory than a worker has"
+        raise error  # a limit of the worker, which counts it
     if isinstance(error, RecursionError):
         return "is nested too deeply"
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
@@ -134,7 +108,3 @@ def parsed_gold(gold: str) -> tuple:
     text = f"${gold}$" if bare and not has_words else gold
     parsed = parse(text, fallback_mode="no_fallback", parsing_timeout=0)
     return (*parsed, gold.strip()) if parsed else ()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]))

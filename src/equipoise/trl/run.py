@@ -38,7 +38,7 @@ from equipoise.diagnostics.run_folder import (
 from equipoise.errors import InputError
 from equipoise.files import PART, put, write_at_once
 from equipoise.models.evaluation import evaluate_policy
-from equipoise.models.loading import check_prompts, load_model, load_tokenizer, lora_config
+from equipoise.models.loading import check_prompts, load_model, load_tokenizer, lora_config, template_settings
 from equipoise.settings.reading import read_yaml
 from equipoise.settings.run import RunSettings
 from equipoise.settings.task_loading import load_task
@@ -172,7 +172,10 @@ def _prepare(
     task = load_task(settings)
     _check_sizes(task.train, config, settings)
     tokenizer = load_tokenizer(settings.model, trust_remote_code=config.trust_remote_code)
-    check_prompts(task.train, tokenizer, settings.model)
+    config.chat_template_kwargs = template_settings(config.chat_template_kwargs) or None
+    for prompts in (task.train, task.held_out):
+        if prompts is not None:
+            check_prompts(prompts, tokenizer, settings.model, config.chat_template_kwargs)
     model = _model(settings, config)
     if on_model is not None:
         on_model(model, on_cpu=config.device.type == "cpu")
@@ -268,6 +271,7 @@ def _evaluate(trainer: EquipoiseTrainer, settings: RunSettings, task: Task, held
         max_new_tokens=task.max_completion_length or config.max_completion_length,
         seed=config.seed,
         progress=not config.disable_tqdm,
+        template_kwargs=template_settings(config.chat_template_kwargs),
     ).as_dict()
 
 

@@ -35,6 +35,7 @@ from equipoise.trl.episodes import Transcript
 from equipoise.trl.off_policy_rollouts import OffPolicyRollouts
 from equipoise.trl.ranks import accelerator_ranks
 from equipoise.trl.resumable import ResumableTrainer
+from equipoise.trl.reward_checks import check_rewards, without_noise
 from equipoise.trl.seams import EpochSampler, OutputRecorder
 from equipoise.trl.sharding import check_savable, keep_float32_outputs, shard_on_cpu
 from equipoise.trl.token_recording import TokenRecording
@@ -96,7 +97,7 @@ class EquipoiseTrainer(ResumableTrainer):
     # ---- rollouts -----------------------------------------------------------------------------------------------
 
     def _generate_and_score_completions(self, inputs):
-        training, score = self.model.training, super()._generate_and_score_completions
+        training, score = self.model.training, self._scored
         try:
             batch = self.off_policy.rollout(inputs, score) if self.off_policy and training else score(inputs)
         except RuntimeError as error:  # torch's sampling refuses NaN
@@ -112,8 +113,16 @@ class EquipoiseTrainer(ResumableTrainer):
                 batch |= self._recording.samples(batch, self._rewards, self.reward_weights, self._step)
         return batch
 
+    def _scored(self, inputs):
+        batch = super()._generate_and_score_completions(inputs)
+        if self.model.training and self.multi_objective_aggregation == "sum_then_normalize":
+            rank = self.accelerator.process_index
+            batch["advantages"] = without_noise(batch["advantages"], self._rewards, self.num_generations, rank)
+        return batch
+
     def _calculate_rewards(self, *args, **kwargs):
         self._rewards: Tensor = super()._calculate_rewards(*args, **kwargs)
+        check_rewards(self._rewards, self.reward_weights, self.reward_func_names)
         return self._rewards
 
     def _generate_single_turn(self, prompt_ids, *args, **kwargs):

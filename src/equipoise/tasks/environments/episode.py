@@ -8,7 +8,6 @@ of their own, with a limit on their number and on the time of each.
 
 import functools
 import inspect
-import math
 import queue
 import threading
 from collections import deque
@@ -21,6 +20,7 @@ from typing import Any, Literal
 
 from equipoise.errors import InputError
 from equipoise.tasks.datasets import one_line, shortened
+from equipoise.tasks.task import MAX_REWARD
 from equipoise.tasks.terms import nearest
 
 Outcome = Literal["open", "step_limit", "timeout", "error", "nonsense"]
@@ -151,9 +151,12 @@ class Episode:
         value = self._waited(self._runner.submit(self._environment.get_reward), "get_reward")
         if self.failed:
             return None
-        if isinstance(value, Real) and math.isfinite(value):
+        size: Any = abs(value) if isinstance(value, Real) else float("inf")
+        if size <= MAX_REWARD:
             return float(value)
-        self._fail("nonsense", f"get_reward returned {shortened(value)}, no finite number")
+        is_finite = size < float("inf")
+        rule = f"a number beyond ±{MAX_REWARD:g}" if is_finite else "no finite number"
+        self._fail("nonsense", f"get_reward returned {shortened(value)}, {rule}")
         return None
 
     def _waited(self, future: Future, what: str) -> Any:
