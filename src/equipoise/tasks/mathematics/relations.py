@@ -1,0 +1,115 @@
+r"""Equations and inequalities: names with values, chains of constants, regions of a variable."""
+
+import re
+from collections.abc import Callable
+
+from . import expressions, sets
+from .forms import Chain, Collection, Form, Literal, Named, Region, Relation, Words, enclosed, is_name
+from .quantities import Quantity, quantity
+
+_FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
+_REFUSED = ()  # what a reader returns for text that is nothing readable
+
+
+def relation(operators: list[str], sides: list[str], form: Callable[[str], Form | None]) -> Form | None:
+    """What sides with operators between them say.
+
+    Args:
+        operators: one fewer than sides.
+        sides: in the one spelling.
+        form: reads a side.
+    """
+    if not all(sides):
+        return _REFUSED  # type: ignore[return-value]
+    kinds = set(operators)
+    if operators == [r"\in"]:
+        return _membership(sides, form)
+    if kinds <= {"=", "~"}:
+        return _equation(sides, "~" in kinds, form)
+    if kinds <= {"<", "<=", ">", ">="}:
+        return _inequality(operators, sides)
+    if operators == ["!="] and is_name(sides[0]) and sets.is_real(sides[1]):
+        parts = sets.difference([sets.REALS, (sets.Span.point(sides[1]),)])
+        return Region(parts or (), sides[0])
+    if len(operators) == 1:
+        return Relation(operators[0], sides[0], sides[1])
+    return Literal("relation", re.sub(r"\s", "", " ".join([*sides, *operators])))
+
+
+def _membership(sides: list[str], form: Callable[[str], Form | None]) -> Form | None:
+    found = form(sides[1])
+    if isinstance(found, Region):
+        return Region(found.parts, sides[0])
+    if isinstance(found, Collection):
+        return Collection("set", tuple(Named(sides[0], item) for item in found.items))
+    return _REFUSED  # type: ignore[return-value]
+
+
+def _equation(sides: list[str], rounded: bool, form: Callable[[str], Form | None]) -> Form | None:
+    if is_name(sides[-1]) and not is_name(sides[0]) and len(sides) == 2:
+        sides = sides[::-1]
+    if is_name(sides[0]) and not (len(sides) == 2 and _mentions(sides[1], sides[0])):
+        value = form(sides[1]) if len(sides) == 2 else _equation(sides[1:], rounded, form)
+        if isinstance(value, Relation):
+            value = form(sides[-1])
+        if value is None or value == ():
+            return _REFUSED  # type: ignore[return-value]
+        if isinstance(value, Collection) and value.kind == "list":
+            return Collection("list", tuple(Named(sides[0], item) for item in value.items))
+        if isinstance(value, Region) and enclosed(sides[0]) is None and not value.parts:
+            return value
+        return Named(sides[0], value)
+    forms = [form(side) for side in sides]
+    if all(isinstance(side, Quantity) and is_constant(side) for side in forms):
+        return Chain(tuple(forms), rounded)  # type: ignore[arg-type]
+    if len(sides) == 2 and not rounded:
+        return Relation("=", sides[0], sides[1])
+    if rounded or any(isinstance(side, Words) for side in forms):
+        return _REFUSED  # type: ignore[return-value]
+    return Relation("=", sides[0], sides[-1])
+
+
+def _mentions(side: str, name: str) -> bool:
+    return bool(re.fullmatch(r"[A-Za-z]", name)) and bool(re.search(rf"(?<![A-Za-z\\]){name}(?![A-Za-z])", side))
+
+
+def is_constant(side: Quantity) -> bool:
+    """Whether it is a number, however it is written."""
+    if side.number is not None:
+        return True
+    try:
+        return not expressions.parsed(side.latex).free_symbols
+    except expressions.UnreadableError:
+        return False
+
+
+def _inequality(operators: list[str], sides: list[str]) -> Form | None:
+    r"""x < 3, 2 < x \le 5, 3 > x: a region; other inequalities stay what they are."""
+    if operators[0] in (">", ">=") and len(sides) == 3:
+        sides, operators = sides[::-1], [_FLIPPED[operator] for operator in reversed(operators)]
+    if len(sides) == 3 and set(operators) <= {"<", "<="}:
+        low, name, high = sides
+        if not _is_variable(name):
+            return Literal("relation", re.sub(r"\s", "", " ".join([*sides, *operators])))
+        span = sets.Span(quantity(low).latex, operators[0] == "<=", quantity(high).latex, operators[1] == "<=")
+        return Region((span,), name)
+    if len(sides) != 2:
+        return _REFUSED  # type: ignore[return-value]
+    left, right = sides
+    operator = operators[0]
+    if _is_variable(right) and not _is_variable(left):
+        left, right, operator = right, left, _FLIPPED[operator]
+    bound = quantity(right).latex
+    absolute = re.fullmatch(r"\|\s*([A-Za-z])\s*\|", left)
+    if absolute and sets.is_real(bound) and operator in ("<", "<="):
+        closed = operator == "<="
+        return Region((sets.Span(f"-({bound})", closed, bound, closed),), absolute[1])
+    if _is_variable(left) and (sets.is_real(bound) or not _mentions(bound, left)):
+        closed = operator in ("<=", ">=")
+        span = sets.Span(r"-\infty", False, bound, closed) if operator[0] == "<" else sets.Span(bound, closed, r"\infty", False)
+        return Region((span,), left)
+    return Relation(operator, left, right) if operator[0] == "<" else Relation(_FLIPPED[operator], right, left)
+
+
+def _is_variable(side: str) -> bool:
+    return is_name(side) and not sets.is_real(side)
