@@ -6,6 +6,6 @@ Nothing here imports the rest of equipoise, and sympy is imported at the first e
 a model wrote loads this package alone.
 """
 
-from .verdicts import parsed_gold, verdict
+from .verdicts import parsed_gold, verdict, warm
 
-__all__ = ["parsed_gold", "verdict"]
+__all__ = ["parsed_gold", "verdict", "warm"]

@@ -56,6 +56,8 @@ def value_of(side: Quantity) -> Any:
 def _equal_quantities(gold: Quantity, answer: Quantity) -> bool:
     if not units_agree(gold.unit, answer.unit):
         return False
+    if {gold.unit, answer.unit} == {"degree", ""} and _equal_angles(gold, answer):
+        return True
     if gold.letters and answer.letters and gold.letters == answer.letters:
         return True
     if gold.percent != answer.percent and _equal_without_percent(gold, answer):
@@ -65,6 +67,15 @@ def _equal_quantities(gold: Quantity, answer: Quantity) -> bool:
     if expressions.equal(value_of(gold), value_of(answer)):
         return True
     return _rounds(gold, answer) or _rounds(answer, gold)
+
+
+def _equal_angles(gold: Quantity, answer: Quantity) -> bool:
+    """60 degrees are pi/3."""
+    import sympy
+
+    in_degrees, other = (gold, answer) if gold.unit else (answer, gold)
+    radians = value_of(other)
+    return bool(radians.has(sympy.pi)) and expressions.equal(value_of(in_degrees) * sympy.pi / 180, radians)
 
 
 def _rounds(exact: Quantity, decimal: Quantity) -> bool:
@@ -84,7 +95,7 @@ def _equal_without_percent(gold: Quantity, answer: Quantity) -> bool:
 
 def _equal_words(gold: Form, answer: Form) -> bool:
     if isinstance(answer, Words) and answer.rest is not None and not isinstance(gold, Words):
-        return equal(gold, answer.rest)
+        return _letters(gold) == answer.text or equal(gold, answer.rest)
     if isinstance(gold, Words) and gold.rest is not None and not isinstance(answer, Words):
         return _letters(answer) == gold.text or equal(gold.rest, answer)
     first, second = _letters(gold), _letters(answer)
@@ -103,6 +114,9 @@ def _equal_named(gold: Form, answer: Form) -> bool:
     if isinstance(gold, Named) and isinstance(answer, Named):
         if _plain(gold.name) == _plain(answer.name):
             return equal(gold.value, answer.value)
+        if isinstance(gold.value, Words) and isinstance(answer.value, Words):
+            sides = [{_plain(side.name).lower(), side.value.text.lower()} for side in (gold, answer)]  # type: ignore[union-attr]
+            return sides[0] == sides[1]
         renamed = _renamed(gold, answer)
         if renamed is not None:
             return equal(gold.value, renamed)
@@ -175,7 +189,7 @@ def _equal_collections(gold: Form, answer: Form) -> bool:
         return _equal_items(gold, answer)
     for one, other in ((gold, answer), (answer, gold)):
         if isinstance(one, Collection) and isinstance(other, Region):
-            return _equal_pair(one, other) or _equal_points(one, other)
+            return _equal_pair(one, other) or _equal_points(one, other) or _equal_union(one, other)
     collection, other = (gold, answer) if isinstance(gold, Collection) else (answer, gold)
     assert isinstance(collection, Collection)
     if collection.kind == "array":
@@ -252,6 +266,13 @@ def _equal_points(collection: Collection, region: Region) -> bool:
         return False
     points = tuple(sets.Span.point(item.latex) for item in collection.items if isinstance(item, Quantity))
     return all(span.low == span.high for span in region.parts) and sets.equal(points, region.parts)
+
+
+def _equal_union(collection: Collection, region: Region) -> bool:
+    """Intervals side by side may be meant as their union."""
+    if collection.kind != "list" or not all(isinstance(item, Region) and not item.name for item in collection.items):
+        return False
+    return len(region.parts) > 1 and sets.equal(sets.union([item.parts for item in collection.items]) or (), region.parts)  # type: ignore[union-attr]
 
 
 def _equal_regions(gold: Region, answer: Region) -> bool:

@@ -18,6 +18,7 @@ MAX_LENGTH = 900  # characters of one expression
 NUM_POINTS = 8
 MIN_DIGITS = 6  # of a decimal that may stand for a number without a finite decimal form
 _LETTERS = {"E": "capitalE", "I": "capitalI", "d": "smalld", "O": "capitalO", "S": "capitalS", "N": "capitalN"}
+_ACCENTS = {"overline": "bar", "widehat": "hat", "widetilde": "tilde", "overrightarrow": "vec"}
 _INTEGER_NAMES = set("ijklmnN")
 
 
@@ -46,7 +47,7 @@ def parsed(latex: str) -> Any:
             _prepared(latex), is_real=True, normalization_config=None,
             conversion_config=ConversionConfig(lowercase_symbols=False),
         )  # fmt: skip
-    except RecursionError:
+    except (RecursionError, MemoryError):
         raise
     except Exception as error:
         raise UnreadableError(str(error).split("\n")[0]) from error
@@ -61,9 +62,10 @@ def _prepared(latex: str) -> str:
     text = re.sub(r"\\frac\{\s*d\s*\^?\{?(\d?)\}?\s*([A-Za-z](?:_\{?\w+\}?)?|\\[a-z]+)?\s*\}\{\s*d\s*([A-Za-z])\s*(?:\^\{\d\})?\s*\}",
                   lambda m: rf"\text{{derivative{'i' * int(m[1] or 1)}{_name(m[2] or '')}by{m[3]}}}", text)  # fmt: skip
     text = replaced_commands(text, "dot|ddot|hat|bar|vec|tilde|widetilde|widehat|overline|overrightarrow|mathcal|mathscr|mathfrak",
-                             1, lambda name, inner: rf"\text{{{name}{_name(inner)}}}")  # fmt: skip
+                             1, lambda name, inner: rf"\text{{{_ACCENTS.get(name, name)}{_name(inner)}}}")  # fmt: skip
     text = re.sub(r"(\\[a-zA-Z]+|[A-Za-z]|\\text\{\w+\})('+)", lambda m: rf"\text{{prime{'i' * len(m[2])}{_name(m[1])}}}", text)
     text = re.sub(r"\\text\{([^{}]*)\}", lambda m: rf"\text{{{_name(m[1])}}}", text)
+    text = re.sub(r"\\(odot|oplus|otimes|ell|star|dagger|mho|perp|parallel)(?![A-Za-z])", r"\\text{\1}", text)
     text = re.sub(r"\\gamma(?![A-Za-z])", r"\\text{lettergamma}", text)
     text = re.sub(r"\\(?:angle|triangle|overline|measuredangle)\s*", "", text)
     text = re.sub(r"\\(max|min)(?=\s*\}|\s*$)", r"\\text{\1}", text)
@@ -168,8 +170,10 @@ def equal(one: Any, other: Any) -> bool:
     Raises:
         TooLargeError: when one of them cannot be evaluated and they are not the same.
     """
+    if _is_undefined(one) or _is_undefined(other):
+        return False
     if one == other:
-        return not _is_undefined(one)
+        return True
     check_size(one)
     check_size(other)
     if one.is_Rational and other.is_Rational:
@@ -185,7 +189,10 @@ def equal(one: Any, other: Any) -> bool:
 def _is_undefined(expression: Any) -> bool:
     import sympy
 
-    return bool(expression.has(sympy.nan, sympy.zoo))
+    if expression.has(sympy.nan, sympy.zoo):
+        return True
+    summed = (sympy.Sum, sympy.Product, sympy.Limit, sympy.Integral)
+    return expression.has(sympy.oo, -sympy.oo) and not expression.is_infinite and not expression.has(*summed)
 
 
 def _done(expression: Any) -> Any:
@@ -277,7 +284,7 @@ def _equal_functions(one: Any, other: Any) -> bool:
         agreed += bool(same)
         if agreed >= NUM_POINTS:
             break
-    return agreed >= 3
+    return agreed >= 3 or (_needs_integers(one, other) and _equal_at_integers(one, other, symbols))
 
 
 def _random_rational(generator: random.Random) -> Any:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from . import sets
 from .notation import normalized
-from .quantities import Quantity, is_number_with_commas, quantity, without_thousands
+from .quantities import Quantity, quantity, without_thousands
 from .spans import balanced, depth, enclosed, split, tokens
 
-MAX_DEPTH = 60  # of brackets: deeper nesting only costs the parser time
+MAX_DEPTH = 30  # of brackets: deeper nesting only costs the parser time
 MAX_LENGTH = 4000  # characters of an answer
 MAX_ITEMS = 200
 
@@ -114,7 +114,7 @@ _NAME = re.compile(
     r"(?:(?:\\(?:angle|triangle|Delta|measuredangle|operatorname|widehat)\s*)?"
     r"(?:\\[A-Za-z]+|[A-Za-z]+|\\text\{[^{}]*\}|\|\s*[A-Z]{2}\s*\||\\(?:overline|vec|bar|hat|dot|ddot)\{[^{}]*\})\s*(?:[A-Z]\s*){0,4}"
     r"(?:_\{[^{}]*\}|_\w|_\\[a-z]+)?\s*(?:[A-Z](?:_\{?\w\}?)?\s*)?'*(?:\^\{?(?:-1|\\ast|\*|')\}?)?\s*"
-    r"(?:\([^()=]*(?:\([^()]*\))?[^()=]*\))?|\\frac\{\s*d[^{}]*(?:\{[^{}]*\})*[^{}]*\}\{\s*d[^{}]*(?:\{[^{}]*\})?\s*\}"
+    r"(?:\([^()]*(?:\([^()]*\))?[^()]*\))?|\\frac\{\s*d[^{}]*(?:\{[^{}]*\})*[^{}]*\}\{\s*d[^{}]*(?:\{[^{}]*\})?\s*\}"
     r"(?:\([^()=]*\))?)"
 )
 
@@ -140,10 +140,12 @@ def form(text: str) -> Form | None:
     text = _bare(text)
     if not text:
         return None
+    if text == r"\emptyset":
+        return Region(())
     if text.startswith(r"\mathbb") and (named := sets.named(text)) is not None:
         return Region(named)
-    for reader in (_words, _environment, _conjunction, _items, _setminus_or_union, _relation, _bracketed, _plus_minus,
-                   _ratio, _based):  # fmt: skip
+    for reader in (_based, _words, _environment, _conjunction, _items, _setminus_or_union, _relation, _bracketed,
+                   _plus_minus, _ratio):  # fmt: skip
         found = reader(text)
         if found is not None:
             return None if found == () else found
@@ -172,6 +174,8 @@ def _words(text: str) -> Form | None:
         return None  # a number with a unit
     if re.search(r"(^|[,;\s])-?\d+(\.\d+)?\s*([,;]|and|or)", spoken) or re.search(r"[+*/]|\d:\d", spoken):
         return None
+    if not re.sub(r"\b(?:and|or)\b|[^A-Za-z]", "", spoken):
+        return None
     return _said(spoken)
 
 
@@ -179,6 +183,9 @@ def _said(spoken: str) -> Form | None:
     plain = re.sub(r"[\s()\"'.:]+$|^[\s()\"':]+", "", spoken)
     plain = " ".join(plain.split())
     lowered = _SPOKEN.sub("", plain.lower())
+    several = [piece for piece in re.split(r"\s*,\s*(?:and\s+|or\s+)?|\s+and\s+", _SPOKEN.sub("", plain)) if piece]
+    if len(several) > 1 and all(len(piece.split()) == 1 for piece in several):
+        return Collection("list", tuple(Words(piece if len(piece) == 1 else piece.lower()) for piece in several))
     if lowered in _EMPTY or lowered in ("no real solution", "no solution"):
         return Region(())
     if lowered in _REALS:
@@ -224,7 +231,7 @@ def _conjunction(text: str) -> Form | None:
     if len(pieces) < 2:
         return ()  # type: ignore[return-value]
     forms = [form(piece) for _, piece in pieces if piece]
-    if forms and all(isinstance(item, Region) for item in forms):
+    if forms and all(isinstance(item, Region) for item in forms) and any(item.name for item in forms):  # type: ignore[union-attr]
         combine = sets.intersection if any(before == r"\andword" for before, _ in pieces) else sets.union
         names = {item.name for item in forms if isinstance(item, Region) and item.name}
         parts = combine([item.parts for item in forms if isinstance(item, Region)])
@@ -236,8 +243,7 @@ def _conjunction(text: str) -> Form | None:
 
 def _items(text: str) -> Form | None:
     r"""What is separated by commas, semicolons or \quad; 1,234 is a number."""
-    if is_number_with_commas(text):
-        return None
+    text = without_thousands(text)
     pieces = split(re.sub(r"\\(?:quad|qquad)(?![A-Za-z])", ";", text), {";"})
     if len(pieces) == 1:
         pieces = split(text, {","})
@@ -400,12 +406,12 @@ def _ratio(text: str) -> Form | None:
 def _based(text: str) -> Form | None:
     r"""A number in a base: 101_2, 12_{5}, 101_{\text{two}}, 2516 \text{ (base 8)}."""
     words = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10", "twelve": "12", "sixteen": "16"}  # noqa: E501
-    match = re.fullmatch(r"(-?[0-9A-F]*\d[0-9A-F]*|\\text\{[0-9A-F]+\})\s*(?:_\s*\{?\s*\(?\s*(\d+|\\text\{\s*(?:base\s*)?(\w+)\s*\})\s*\)?\s*\}?|"
+    match = re.fullmatch(r"(-?[0-9A-F]*\d[0-9A-F]*|\(\d+\)|\\text\{[0-9A-F]+\})\s*(?:_\s*\{?\s*\(?\s*(\d+|\\text\{\s*(?:base\s*)?(\w+)\s*\})\s*\)?\s*\}?|"
                          r"\\text\{\s*\(?(?:in )?base[- ](\w+)\)?\s*\})", text)  # fmt: skip
     if not match:
         return None
     base = match[4] or match[3] or match[2]
-    return Literal("base", match[1].replace(r"\text{", "").rstrip("}").lstrip("0"), words.get(base.lower(), base))
+    return Literal("base", re.sub(r"\\text|[{}()]", "", match[1]).lstrip("0"), words.get(base.lower(), base))
 
 
 def _single(text: str) -> Form | None:

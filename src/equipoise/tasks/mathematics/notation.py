@@ -16,7 +16,7 @@ FUNCTIONS = (
 )  # fmt: skip
 
 _REPLACED = [  # in this order: (pattern, what stands in its place)
-    (re.compile(r"\\(?:displaystyle|textstyle|scriptstyle|limits|nolimits|hfill|square|blacksquare|Box|qed|checkmark|null|strut|hline|noindent|rm(?![A-Za-z])|bf(?![A-Za-z]))(?![A-Za-z])"), " "),  # noqa: E501
+    (re.compile(r"\\(?:displaystyle|tiny|small|normalsize|large|Large|LARGE|huge|Huge|bigskip|medskip|textstyle|scriptstyle|limits|nolimits|hfill|square|blacksquare|Box|qed|checkmark|null|strut|hline|noindent|rm(?![A-Za-z])|bf(?![A-Za-z]))(?![A-Za-z])"), " "),  # noqa: E501
     (re.compile(r"\\(?:left|right|middle|[bB]igg?[lrm]?|m?left|m?right)(?![A-Za-z])\s*\.?"), ""),
     (re.compile(r"\\(?:hspace|vspace|phantom|hphantom|vphantom)\*?\s*\{[^{}]*\}"), " "),
     (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
@@ -55,13 +55,13 @@ _THOUSANDS = [
     re.compile(r"(?<=\d)\s*(?:\{,\}|,\\!|\\,|\\;|\\:|\\ |\\thinspace|'|\\!)\s*(?=\d{3}(?!\d))"),
     re.compile(r"(?<=\d),\\[!,;: ]\s*(?=\d{3}(?!\d))"),
 ]
-_SPACES = re.compile(r"\\(?:[,;:!/ ]|thinspace|medspace|thickspace|enspace|negthinspace)|(?<!\\)~")
+_SPACES = re.compile(r"(?<!\\)\\(?:[,;:!/ ]|(?:thinspace|medspace|thickspace|enspace|negthinspace)(?![A-Za-z]))|(?<!\\)~")
 _WORDS_OF_PLAIN_TEXT = {
     "infinity": r"\infty ", "inf": r"\infty ", "oo": r"\infty ", "pi": r"\pi ", "theta": r"\theta ",
     "alpha": r"\alpha ", "beta": r"\beta ", "degrees": r"\text{degrees}", "union": r"\cup ", "sqrt": r"\sqrt ",
 }  # fmt: skip
 _PLAIN_WORD = re.compile(r"(?<![A-Za-z\\{])(?:(?:np|math|numpy)\.)?([A-Za-z]{2,})(?![A-Za-z])")
-_QUOTING = "`\"'*_ \t\r\n"
+_QUOTED = re.compile(r"(?s)(`+|\"|'|\*+|_+)\s*(.+?)\s*\1")
 _NUMBER = r"\d+(?:\.\d+)?|\.\d+"
 
 
@@ -77,6 +77,10 @@ def normalized(text: str) -> str:
     text = re.sub(r"\s+", " ", text)
     for pattern, form in _REPLACED:
         text = pattern.sub(form, text)
+    text = re.sub(r"(?<=[\d}])\s*\\(?:mathrm|text|rm)\s*\{\s*i\s*\}", "i", text)
+    text = re.sub(r"(?<=[\d}])\s*\\mathrm\s*\{\s*([A-Zac-df-hk-z])\s*\}", r"\\text{\1}", text)  # 2 m, no product
+    text = re.sub(r"(?<=[\d}])\s*\\text\s*\{\s*to\s*\}\s*(?=\d)", ":", text)
+    text = re.sub(r"\{([^{}]*)\\(choose|over)(?![A-Za-z])([^{}]*)\}", _infix, text)
     text = replaced_commands(text, WRAPPERS, 1, _plain_face)
     text = _plain_words(text)
     text = _numbers(text)
@@ -86,21 +90,22 @@ def normalized(text: str) -> str:
 
 def unwrapped(text: str) -> str:
     r"""The text without the delimiters of mathematics, quotes, code ticks and emphasis around it, nor any `$` left."""
-    text = text.strip().strip(_QUOTING)
-    while True:
-        inner = re.fullmatch(r"(?s)\\\((.*)\\\)|\\\[(.*)\\\]", text)
-        if inner is None or re.search(r"\\[()\[\]]", inner[1] or inner[2] or ""):
-            break
-        text = (inner[1] or inner[2] or "").strip(_QUOTING)
-    text = re.sub(r"\\\(|\\\)", " ", text)
+    text = text.strip()
+    text = re.sub(r"(?<!\\)\\[()]|(?<!\\)\\\[(?=.*\\\])|(?<!\\)\\\](?!.*\\\[)", " ", text)
     text = re.sub(r"(?<!\\)\$+", " ", text)  # "$8$,$4$"; \$ is money
-    return without_punctuation(text.strip(_QUOTING if not re.search(r"[A-Za-z]'+\s*$", text) else " \t\r\n"))
+    text = without_punctuation(text)
+    while quoted := _QUOTED.fullmatch(text):
+        text = without_punctuation(quoted[2])
+    return text
 
 
 def without_punctuation(text: str) -> str:
     """The text without what ends a sentence."""
-    return re.sub(r"(?:[\s.,;:!]|\\(?:quad|qquad))+$", lambda m: "!" * (m[0].count("!") if m[0][0] == "!" else 0),
-                  text.strip())  # fmt: skip
+    return re.sub(r"(?:\s|(?<!\\)\\[,;:! ]|[.,;:]|\\(?:quad|qquad)(?![A-Za-z])|(?<!\\)\\$)+$", "", text.strip())
+
+
+def _infix(match: re.Match) -> str:
+    return rf"\{'binom' if match[2] == 'choose' else 'frac'}{{{match[1].strip()}}}{{{match[3].strip()}}}"
 
 
 def _plain_face(name: str, content: str) -> str:
@@ -172,6 +177,8 @@ def _arguments(text: str) -> str:
     text = re.sub(r"\\sqrt\s*\[\s*2\s*\]", r"\\sqrt", text)
     text = re.sub(r"\^\s*(-?\d+)", r"^{\1}", text)
     text = re.sub(r"\^\s*-\s*([A-Za-z])", r"^{-\1}", text)
+    text = re.sub(r"_\s*(\d+|[A-Za-z])", r"_{\1}", text)
+    text = re.sub(r"\\log\s*_\s*\{\s*e\s*\}", r"\\ln ", text)
     for name, count in (("frac", 2), ("binom", 2)):
         text = replaced_commands(text, name, count, lambda name, *given: f"\\{name}" + "".join(f"{{{a}}}" for a in given))
     return replaced_commands(text, r"sqrt(?!\s*\[)", 1, lambda name, content: rf"\sqrt{{{content}}}")

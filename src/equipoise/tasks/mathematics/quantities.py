@@ -112,12 +112,6 @@ def without_thousands(text: str) -> str:
     return _COMMAS.sub(lambda match: match[1].replace(",", ""), text) if "," in text else text
 
 
-def is_number_with_commas(text: str) -> bool:
-    """Whether the whole text is one number with thousands separators, and maybe a currency or a unit."""
-    bare = _without_unit(_PERCENT.sub("", text))[0]
-    return bool(re.fullmatch(r"[-+]?\s*\d{1,3}(?:,\d{3})+(?:\.\d+)?", bare.strip()))
-
-
 def units_agree(one: str, other: str) -> bool:
     """Whether two units are no contradiction: one is missing, or unknown, or both are the same."""
     first, second = _known(one), _known(other)
@@ -129,6 +123,7 @@ def _known(unit: str) -> str:
     text = re.sub(r"\b(square|sq\.?)\s+([A-Za-z]+)", r"\2^2", unit.lower())
     text = re.sub(r"\b(cubic|cu\.?)\s+([A-Za-z]+)", r"\2^3", text)
     text = re.sub(r"\s*\b(per)\b\s*|\s*/\s*", "/", text.replace("{", "").replace("}", ""))
+    text = re.sub(r"\s*\^\s*", "^", text)
     parts = []
     for word in re.findall(r"[ap]\.\s?m\.?|[^\W\d_]+(?:\^-?\d)?|[/$°€£¢]", text):
         name, _, power = word.replace(". ", ".").partition("^")
@@ -145,7 +140,8 @@ def _without_unit(text: str) -> tuple[str, str]:
     if currency and currency.end() - currency.start() < len(text):
         unit = "euro" if "€" in currency[0] or "euro" in currency[0] else "gbp" if re.search("£|pound", currency[0]) else "$"
         text = _CURRENCY.sub(lambda match: match[1] or "", text).strip()
-    if degree := _DEGREE.search(text):
+    degree = _DEGREE.search(text)
+    if degree and not re.search(r"\\(?:sin|cos|tan|sec|csc|cot)(?![A-Za-z])", text):
         return (text[: degree.start()].strip(), "degree") if degree.start() else (text, unit)
     for pattern in (_TEXT_UNIT, _PLAIN_UNIT, _PLAIN_NOUNS):
         match = pattern.search(text)
