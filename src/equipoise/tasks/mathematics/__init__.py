@@ -6,6 +6,8 @@ Nothing here imports the rest of equipoise, and sympy is imported at the first e
 a model wrote loads this package alone.
 """
 
+from .completion import marked_answer
+from .perturbation import perturbed
 from .verdicts import parsed_gold, verdict, warm
 
-__all__ = ["parsed_gold", "verdict", "warm"]
+__all__ = ["marked_answer", "parsed_gold", "perturbed", "verdict", "warm"]

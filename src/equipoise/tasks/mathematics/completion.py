@@ -39,6 +39,14 @@ def answer_text(completion: str) -> str | None:
     return _prose(text)
 
 
+def marked_answer(completion: str) -> str | None:
+    """The text in the last <answer> tags, or else in the last box; None where there is neither."""
+    text = completion.rpartition("</think>")[2]
+    if tagged := _TAGS.findall(text):
+        return tagged[-1].strip()
+    return _boxed(text) if _BOX.search(text) else None
+
+
 def _has_content(text: str) -> bool:
     """Whether a box has been begun with something in it: a completion that is cut off has no answer."""
     return any(not re.match(r"\{\s*\}", text[match.end() :]) for match in _BOX.finditer(text))

@@ -14,6 +14,7 @@ from .spans import balanced, depth, enclosed, split, tokens
 MAX_DEPTH = 30  # of brackets: deeper nesting only costs the parser time
 MAX_LENGTH = 4000  # characters of an answer
 MAX_ITEMS = 200
+MAX_WORDS = 8  # longer texts are no answer that somebody would give in the same words
 
 
 class TooDeepError(Exception):
@@ -186,6 +187,8 @@ def _said(spoken: str) -> Form | None:
     several = [piece for piece in re.split(r"\s*,\s*(?:and\s+|or\s+)?|\s+and\s+", _SPOKEN.sub("", plain)) if piece]
     if len(several) > 1 and all(len(piece.split()) == 1 for piece in several):
         return Collection("list", tuple(Words(piece if len(piece) == 1 else piece.lower()) for piece in several))
+    if len(lowered.split()) > MAX_WORDS:
+        return None
     if lowered in _EMPTY or lowered in ("no real solution", "no solution"):
         return Region(())
     if lowered in _REALS:

@@ -63,7 +63,7 @@ def _judged(answer: Form, expected: list[Form]) -> tuple[str, str]:
 @functools.lru_cache(maxsize=65536)
 def parsed_gold(gold: str) -> Form | None:
     """What an expected answer says; None where it cannot be read, or an expression in it cannot be parsed."""
-    text = answer_text(gold) if "\\boxed" in gold else gold
+    text = answer_text(gold) if "\\boxed" in gold or "####" in gold else gold
     if text is None or depth(text) > MAX_DEPTH:
         return None
     found = read(text)
