@@ -74,6 +74,8 @@ class ProceduralReward:
     Most scorers give 1.0 for a right answer and something between 0 and 1 where they see a part of it.
     """
 
+    reads = frozenset(("answer_tags",))
+
     def __init__(self, label: str, scorer: Any, entries: dict[str, dict]) -> None:
         self.__name__ = re.sub(r"\W", "_", label)
         self.label, self.scorer, self.entries = label, scorer, entries

@@ -145,8 +145,8 @@ def _held_out(name: str, chosen: str | None, options: argparse.Namespace) -> Hel
             for key in ("prompt_column", "answer_column", "chat")
         }
         split = options.dataset_split if from_flags else keys.get("dataset_split", options.dataset_split)
-        dataset = load_examples(source, split=split, **columns)
-        check_answers(reward, dataset, source)
+        dataset = load_examples(source, split=split, empty_answers=True, **columns)
+        dataset = check_answers(reward, dataset, source)
         if template is not None:
             dataset = with_template(dataset, prompt_template(template))
         data = HeldOut(Path(source).stem, dataset, verifier_function(reward), length or DEFAULT_MAX_NEW_TOKENS)

@@ -136,9 +136,9 @@ def _examples(settings: RunSettings, source: str, reward: str) -> Dataset:
         answer_column=settings.answer_column,
         split=settings.dataset_split,
         chat=settings.chat,
+        empty_answers=True,
     )
-    check_answers(reward, examples, source)
-    return examples
+    return check_answers(reward, examples, source, unverifiable_golds=settings.unverifiable_golds)
 
 
 def encoded_prompt(tokenizer: Any, prompt: str | list, row: int) -> list[int]:

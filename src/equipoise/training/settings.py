@@ -53,6 +53,10 @@ class RunSettings:
     eval_dataset: str | None = field(default=None, metadata={"help": "Held-out data in the same form."})
     prompt_column: str = field(default="prompt", metadata={"help": "Column of the prompts: text or chat messages."})
     answer_column: str = field(default="answer", metadata={"help": "Column of the answers."})
+    unverifiable_golds: str = field(
+        default="drop",
+        metadata={"help": "Rows of dataset whose answer 'math' cannot verify: 'drop' (at most 1%) or 'refuse'."},
+    )
     chat: bool = field(default=False, metadata={"help": "Wrap text prompts as one user message (chat template)."})
     reward: str | None = field(
         default=None,
@@ -100,6 +104,8 @@ class RunSettings:
                 check_task_name(name)
         if self.eval_task is not None and self.eval_dataset is not None:
             raise InputError("give either eval_task or eval_dataset, not both")
+        if self.unverifiable_golds not in ("drop", "refuse"):
+            raise InputError(f"unverifiable_golds must be one of drop, refuse, got {self.unverifiable_golds!r}")
         if self.prompt_template is not None:
             prompt_template(self.prompt_template)
         if self.environment is not None and (self.dataset is None or self.reward is not None):

@@ -5,8 +5,9 @@ import re
 from typing import Any
 
 from . import expressions, sets
-from .forms import Chain, Collection, Form, Literal, Matrix, Named, Ratio, Region, Relation, Words, form
+from .forms import Chain, Collection, Form, Literal, Matrix, Named, Ratio, Region, Relation, Words
 from .quantities import Quantity, units_agree
+from .reading import form
 
 MAX_UNORDERED = 60  # items compared in any order
 

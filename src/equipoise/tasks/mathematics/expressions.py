@@ -53,14 +53,14 @@ def parsed(latex: str) -> Any:
         raise UnreadableError(str(error).split("\n")[0]) from error
     if not isinstance(expression, sympy.Expr):
         raise UnreadableError("no expression")
-    return _settled(expression)
+    return _settled(expression) if bits(expression) <= MAX_BITS else expression
 
 
 def _prepared(latex: str) -> str:
     r"""What the parser would misread, spelt so that it does not: names with accents, primes, 2(3), d, E, I."""
     text = re.sub(r"\\degree", r"\\cdot \\frac{\\pi}{180}", latex)
-    text = re.sub(r"\\frac\{\s*d\s*\^?\{?(\d?)\}?\s*([A-Za-z](?:_\{?\w+\}?)?|\\[a-z]+)?\s*\}\{\s*d\s*([A-Za-z])\s*(?:\^\{\d\})?\s*\}",
-                  lambda m: rf"\text{{derivative{'i' * int(m[1] or 1)}{_name(m[2] or '')}by{m[3]}}}", text)  # fmt: skip
+    text = re.sub(r"\\frac\{\s*d\s*\^?\s*\{?\s*(\d?)\s*\}?\s*([A-Za-z](?:_\{?\w+\}?)?|\\[a-z]+)?\s*\}\{\s*d\s*([A-Za-z])\s*(?:\^\s*\{?\s*(\d)\s*\}?)?\s*\}",
+                  lambda m: rf"\text{{derivative{'i' * int(m[1] or 1)}{_name(m[2] or '')}by{m[3]}{'i' * int(m[4] or 1)}}}", text)  # fmt: skip
     text = replaced_commands(text, "dot|ddot|hat|bar|vec|tilde|widetilde|widehat|overline|overrightarrow|mathcal|mathscr|mathfrak",
                              1, lambda name, inner: rf"\text{{{_ACCENTS.get(name, name)}{_name(inner)}}}")  # fmt: skip
     text = re.sub(r"(\\[a-zA-Z]+|[A-Za-z]|\\text\{\w+\})('+)", lambda m: rf"\text{{prime{'i' * len(m[2])}{_name(m[1])}}}", text)
@@ -109,7 +109,7 @@ def bits(expression: Any) -> float:
     if expression.is_Rational:
         return max(int(expression.p).bit_length(), int(expression.q).bit_length())
     if not expression.args:
-        return 2.0
+        return 64.0 if expression.is_Float else 2.0
     parts = [bits(argument) if isinstance(argument, sympy.Basic) else 2.0 for argument in expression.args]
     if isinstance(expression, sympy.Pow | sympy.exp) and not expression.free_symbols:
         exponent = expression.exp
@@ -141,9 +141,11 @@ def _length(expression: Any) -> float:
     """How many terms a product or sum has that must be written out."""
     import sympy
 
-    _, lower, upper = expression.limits[0]
-    if upper.is_infinite or upper.free_symbols or isinstance(expression, sympy.Sum):
+    name, lower, upper = expression.limits[0]
+    if upper.is_infinite or upper.free_symbols:
         return 0.0
+    if isinstance(expression, sympy.Sum) and expression.function.is_polynomial(name):
+        return 0.0  # it has a closed form
     return abs(_magnitude(upper) - _magnitude(lower))
 
 
@@ -192,7 +194,7 @@ def _is_undefined(expression: Any) -> bool:
     if expression.has(sympy.nan, sympy.zoo):
         return True
     summed = (sympy.Sum, sympy.Product, sympy.Limit, sympy.Integral)
-    return expression.has(sympy.oo, -sympy.oo) and not expression.is_infinite and not expression.has(*summed)
+    return bool(expression.has(sympy.oo, -sympy.oo) and not expression.is_infinite and not expression.has(*summed))
 
 
 def _done(expression: Any) -> Any:
@@ -267,7 +269,7 @@ def agrees_with_decimal(exact: Any, decimal: Fraction, digits: int) -> bool:
     if not value.is_Float or decimal == 0:
         return False
     leading = math.floor(math.log10(abs(decimal)))
-    return abs(sympy.Rational(str(value)) - as_expression(decimal)) <= sympy.Rational(1, 2) * sympy.Integer(10) ** (leading - digits + 1)
+    return bool(abs(sympy.Rational(str(value)) - as_expression(decimal)) <= sympy.Rational(1, 2) * sympy.Integer(10) ** (leading - digits + 1))
 
 
 def _equal_functions(one: Any, other: Any) -> bool:

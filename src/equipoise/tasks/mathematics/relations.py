@@ -4,11 +4,27 @@ import re
 from collections.abc import Callable
 
 from . import expressions, sets
-from .forms import Chain, Collection, Form, Literal, Named, Region, Relation, Words, enclosed, is_name
+from .forms import Chain, Collection, Form, Literal, Named, NotReadableError, Region, Relation, Words
 from .quantities import Quantity, quantity
+from .spans import enclosed, split
+
+OPERATORS = {
+    "=": "=", "<": "<", ">": ">", r"\le": "<=", r"\ge": ">=", r"\ne": "!=", r"\approx": "~", r"\equiv": "==",
+    r"\to": "->", r"\mapsto": "->",
+}  # fmt: skip
+"""Command -> operator."""
 
 _FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
-_REFUSED = ()  # what a reader returns for text that is nothing readable
+_NAME = re.compile(
+    r"(?:(?:\\(?:angle|triangle|Delta|measuredangle|operatorname|widehat)\s*)?"
+    r"(?:\\[A-Za-z]+|[A-Za-z]+|\\text\{[^{}]*\}|\|\s*[A-Z]{2}\s*\||\\(?:overline|vec|bar|hat|dot|ddot)\{[^{}]*\})\s*(?:[A-Z]\s*){0,4}"
+    r"(?:_\{[^{}]*\}|_\w|_\\[a-z]+)?\s*(?:[A-Z](?:_\{?\w\}?)?\s*)?'*(?:\^\{?(?:-1|\\ast|\*|')\}?)?\s*"
+    r"(?:\([^()]*(?:\([^()]*\))?[^()]*\))?|\\frac\{\s*d[^{}]*(?:\{[^{}]*\})*[^{}]*\}\{\s*d[^{}]*(?:\{[^{}]*\})?\s*\}"
+    r"(?:\([^()=]*\))?)"
+)
+_NO_NAME = re.compile(
+    r"\\(?:sqrt|frac(?!\{\s*d)|binom|pi|infty|sin|cos|tan|ln|log|exp|cdot|left|sum|int|prod|lim)(?![A-Za-z])"
+)
 
 
 def relation(operators: list[str], sides: list[str], form: Callable[[str], Form | None]) -> Form | None:
@@ -20,7 +36,7 @@ def relation(operators: list[str], sides: list[str], form: Callable[[str], Form 
         form: reads a side.
     """
     if not all(sides):
-        return _REFUSED  # type: ignore[return-value]
+        raise NotReadableError("a relation without a side")
     kinds = set(operators)
     if operators == [r"\in"]:
         return _membership(sides, form)
@@ -36,13 +52,21 @@ def relation(operators: list[str], sides: list[str], form: Callable[[str], Form 
     return Literal("relation", re.sub(r"\s", "", " ".join([*sides, *operators])))
 
 
+def is_name(text: str) -> bool:
+    r"""Whether a side of an equation is a name: x, a_n, f(x), P(A \cap B), m_{\max}, \angle ABC, (a,b), dM/dt."""
+    inside = enclosed(text)
+    if inside is not None and inside[0] == "(":
+        return all(is_name(piece) for _, piece in split(inside[1], {","}))
+    return not _NO_NAME.match(text) and bool(_NAME.fullmatch(text)) and text != "e"
+
+
 def _membership(sides: list[str], form: Callable[[str], Form | None]) -> Form | None:
     found = form(sides[1])
     if isinstance(found, Region):
         return Region(found.parts, sides[0])
     if isinstance(found, Collection):
         return Collection("set", tuple(Named(sides[0], item) for item in found.items))
-    return _REFUSED  # type: ignore[return-value]
+    raise NotReadableError("an element of what is no set")
 
 
 def _equation(sides: list[str], rounded: bool, form: Callable[[str], Form | None]) -> Form | None:
@@ -52,8 +76,8 @@ def _equation(sides: list[str], rounded: bool, form: Callable[[str], Form | None
         value = form(sides[1]) if len(sides) == 2 else _equation(sides[1:], rounded, form)
         if isinstance(value, Relation):
             value = form(sides[-1])
-        if value is None or value == ():
-            return _REFUSED  # type: ignore[return-value]
+        if value is None:
+            raise NotReadableError("a name without a value")
         if isinstance(value, Collection) and value.kind == "list":
             return Collection("list", tuple(Named(sides[0], item) for item in value.items))
         if isinstance(value, Region) and enclosed(sides[0]) is None and not value.parts:
@@ -61,11 +85,11 @@ def _equation(sides: list[str], rounded: bool, form: Callable[[str], Form | None
         return Named(sides[0], value)
     forms = [form(side) for side in sides]
     if all(isinstance(side, Quantity) and is_constant(side) for side in forms):
-        return Chain(tuple(forms), rounded)  # type: ignore[arg-type]
+        return Chain(tuple(side for side in forms if isinstance(side, Quantity)))
     if len(sides) == 2 and not rounded:
         return Relation("=", sides[0], sides[1])
     if rounded or any(isinstance(side, Words) for side in forms):
-        return _REFUSED  # type: ignore[return-value]
+        raise NotReadableError("sides that cannot be compared")
     return Relation("=", sides[0], sides[-1])
 
 
@@ -94,7 +118,7 @@ def _inequality(operators: list[str], sides: list[str]) -> Form | None:
         span = sets.Span(quantity(low).latex, operators[0] == "<=", quantity(high).latex, operators[1] == "<=")
         return Region((span,), name)
     if len(sides) != 2:
-        return _REFUSED  # type: ignore[return-value]
+        raise NotReadableError("a chain of inequalities")
     left, right = sides
     operator = operators[0]
     if _is_variable(right) and not _is_variable(left):

@@ -5,11 +5,10 @@ import functools
 from . import expressions
 from .completion import answer_text
 from .equality import equal
-from .forms import Chain, Collection, Form, Matrix, Named, Quantity, Ratio, Region, Relation, TooDeepError, read
+from .forms import Chain, Collection, Form, Matrix, Named, Ratio, Region, Relation
+from .quantities import Quantity
+from .reading import MAX_DEPTH, TooDeepError, read
 from .spans import depth
-
-MAX_DEPTH = 30
-
 
 def verdict(text: str, golds: list[str]) -> tuple[str, str]:
     r"""(outcome, reason) of a completion.
