@@ -5,15 +5,15 @@ import re
 from .spans import group_end
 
 NEAR = 70  # characters between boxes that may belong together
-_BOX = re.compile(r"\\{0,2}(?<![A-Za-z])(?:boxed|fbox)(?![A-Za-z])\s*")
+_BOX = re.compile(r"\\{0,2}(?<![A-Za-z])(?:boxed|fbox|framebox)(?![A-Za-z])\s*")
 _TAGS = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 _MARKED = re.compile(
-    r"####\s*|(?:final\s+answer|answer|result|solution)\s*(?:is|are|equals)\s*:?|"
+    r"####\s*|(?:final\s+answer|answers?|result|solutions?|option|choice)\s*(?:is|are|equals)\s*:?|"
     r"\*{0,2}(?:final\s+)?answer\*{0,2}\s*[:=]\s*\*{0,2}", re.IGNORECASE,
 )  # fmt: skip
 _FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$((?:\\.|[^$\\\n])+?)(?<!\\)\$|\\\[(.+?)\\\]|\\\((.+?)\\\)", re.DOTALL)
 _NUMBER = re.compile(
-    r"(?<![\w.^{\\])[-+−]?(?:[$€£]\s?)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+)?(?:[eE][-+]?\d+)?(?:\s*/\s*\d+)?\s*(?:%|percent\b|°)?"
+    r"(?<![\w.^{\\])[-+−]?(?:[$€£]\s?)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+)?(?:[eE][-+]?\d+)?(?:\s*/\s*\d+)?\s*(?:%|percent\b|°)?(?![a-fi-ln-rt-z]\b)"
 )
 _JOINT = re.compile(r"[\s$.]*(?:\\[()\[\]])?[\s$]*(?:,|;|&|and|or|\\text\{\s*(?:and|or)\s*\})?(?:,?\s*(?:and|or))?[\s$]*(?:\\[()\[\]])?[\s$]*"
                     r"(?:[A-Za-z](?:_\{?\w+\}?)?\s*=\s*)?\s*")  # fmt: skip
@@ -92,6 +92,8 @@ def _with_surroundings(text: str, box: tuple[int, int, str]) -> str:
     value = re.match(r"\s*=\s*([^$\n,;]+?)\s*(?:\$|\.?\s*$|\.\s|\\[)\]])", after)
     if value and re.fullmatch(r"[A-Za-z](?:_\{?\w+\}?)?", content):
         return f"{content}={value[1]}"
+    if attached := re.match(r"[A-Za-z0-9]+", after):
+        return f"{content}{attached[0]}"
     if suffix := _SUFFIX.match(after):
         content = f"{content}{suffix[1]}"
     return f"-{content}" if re.search(r"(?:^|[=$\s({])-\s*$", text[max(0, start - 3) : start]) else content
@@ -133,7 +135,7 @@ def _sentence(rest: str) -> str | None:
         return _joined_formulas(line, formulas)
     sentence = re.split(r"(?<=[^\d\s])[.!?](?:\s|$)|(?<=\d)[.!?](?:\s|$)|(?<=[a-z])\.(?=\s[A-Z])", line)[0].strip(" *:_`\"'")
     number = _NUMBER.match(sentence)
-    if number and re.search(r"\d", number[0]) and not re.match(r"\s*[-+*/^=,<>(]", sentence[number.end() :]):
+    if number and re.search(r"\d", number[0]) and not re.match(r"\s*[-+*/^=,<>(]|\w\b", sentence[number.end() :]):
         rest_words = sentence[number.end() :].strip()
         if not re.search(r"\b(or|and)\b|\d", rest_words):
             return number[0]

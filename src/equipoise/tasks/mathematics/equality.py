@@ -6,7 +6,7 @@ from typing import Any
 
 from . import expressions, sets
 from .forms import Chain, Collection, Form, Literal, Matrix, Named, Ratio, Region, Relation, Words
-from .quantities import Quantity, units_agree
+from .quantities import Quantity, quantity, units_agree
 from .reading import form
 
 MAX_UNORDERED = 60  # items compared in any order
@@ -343,6 +343,8 @@ def _equal_ratios(gold: Form, answer: Form) -> bool:
             return False
         one, other = ([value_of(term) for term in side.terms] for side in (gold, answer))
         return all(expressions.equal(a * other[0], b * one[0]) for a, b in zip(one, other, strict=True))
+    if isinstance(gold, Ratio) and isinstance(answer, Literal) and answer.kind == "time" and not answer.unit:
+        return _equal_ratios(gold, Ratio(tuple(quantity(term) for term in answer.text.split(":"))))  # 4:10
     ratio, other = (gold, answer) if isinstance(gold, Ratio) else (answer, gold)
     assert isinstance(ratio, Ratio)
     if len(ratio.terms) != 2 or not isinstance(other, Quantity):

@@ -9,7 +9,7 @@ from fractions import Fraction
 from .spans import replaced_commands
 from .unicode_notation import latex_of_unicode
 
-WRAPPERS = r"text|textbf|textit|textrm|textsf|texttt|textnormal|mathrm|mathbf|mathit|mathsf|mathtt|mbox|hbox|operatorname\*?|boldsymbol|bm|emph|rm|bf|underline|textup|fbox|boxed"  # noqa: E501
+WRAPPERS = r"text|textbf|textit|textrm|textsf|texttt|textnormal|mathrm|mathbf|mathit|mathsf|mathtt|mbox|hbox|operatorname\*?|boldsymbol|bm|emph|rm|bf|underline|textup|fbox|framebox|boxed"  # noqa: E501
 FUNCTIONS = (
     "arcsin", "arccos", "arctan", "arcsec", "arccsc", "arccot", "arcsinh", "arccosh", "arctanh", "sinh", "cosh", "tanh",
     "sin", "cos", "tan", "sec", "csc", "cot", "log", "ln", "exp", "gcd", "max", "min",
@@ -62,6 +62,8 @@ _WORDS_OF_PLAIN_TEXT = {
 }  # fmt: skip
 _PLAIN_WORD = re.compile(r"(?<![A-Za-z\\{])(?:(?:np|math|numpy)\.)?([A-Za-z]{2,})(?![A-Za-z])")
 _QUOTED = re.compile(r"(?s)(`+|\"|'|\*+|_+)\s*(.+?)\s*\1")
+_UNIT_WITH_POWER = re.compile(r"\s*[A-Za-z]{1,4}(?:\s*/\s*[A-Za-z]{1,4})?(?:\s*\^\s*-?\d)?\s*")
+_TEXT = re.compile(r"(\\text\{[^{}]*\})")
 _NUMBER = r"\d+(?:\.\d+)?|\.\d+"
 
 
@@ -70,7 +72,7 @@ def normalized(text: str) -> str:
     text = latex_of_unicode(text)
     text = unwrapped(text)
     text = re.sub(r"\\\\(?=(?:frac|sqrt|text|pi|cdot|times|infty|left|boxed)(?![A-Za-z]))", r"\\", text)
-    text = re.sub(r"\\(?:label|tag)\s*\{[^{}]*\}", "", text)
+    text = re.sub(r"\\(?:label|tag|color|textcolor)\s*\{[^{}]*\}", "", text)
     for pattern in _THOUSANDS:
         text = pattern.sub("", text)
     text = _SPACES.sub(" ", text)
@@ -101,7 +103,7 @@ def unwrapped(text: str) -> str:
 
 def without_punctuation(text: str) -> str:
     """The text without what ends a sentence."""
-    return re.sub(r"(?:\s|(?<!\\)\\[,;:! ]|[.,;:]|\\(?:quad|qquad)(?![A-Za-z])|(?<!\\)\\$)+$", "", text.strip())
+    return re.sub(r"(?:\s|(?<!\\)\\[,;:! ]|[.,;:]|\\\\|\\(?:quad|qquad)(?![A-Za-z])|(?<!\\)\\$)+$", "", text.strip())
 
 
 def _infix(match: re.Match) -> str:
@@ -116,6 +118,12 @@ def _plain_face(name: str, content: str) -> str:
         return content
     if name in ("boldsymbol", "bm", "underline", "fbox", "boxed") or not re.search(r"[A-Za-z]", content):
         return f" {content} "
+    if content.strip().lower() == "infinity":
+        return r"\infty "
+    if name in ("text", "mathrm", "mbox", "rm") and _UNIT_WITH_POWER.fullmatch(content):
+        return rf"\text{{{content}}}"
+    if (counted := re.fullmatch(r"(-?\d[\d.,]*)\s+([^\d]+)", content)) and not re.search(r"\b(?:and|or|not|to)\b", content):
+        return rf"{counted[1]}\text{{{counted[2]}}}"
     if re.search(r"[\\^=<>]", content) and not re.search(r"[A-Za-z]{4}", re.sub(r"\\[A-Za-z]+", "", content)):
         return f" {content} "  # mathematics within \mathbf{...} and the like
     if name.startswith("operatorname") and content.strip() in FUNCTIONS:
@@ -175,13 +183,17 @@ def _arguments(text: str) -> str:
     text = _bracketed_argument(text, r"\sqrt(")
     text = _bracketed_argument(text, "^(")
     text = re.sub(r"\\sqrt\s*\[\s*2\s*\]", r"\\sqrt", text)
-    text = re.sub(r"\^\s*(-?\d+)", r"^{\1}", text)
-    text = re.sub(r"\^\s*-\s*([A-Za-z])", r"^{-\1}", text)
-    text = re.sub(r"_\s*(\d+|[A-Za-z])", r"_{\1}", text)
+    text = "".join(piece if piece.startswith(r"\text") else _braced_scripts(piece) for piece in _TEXT.split(text))
     text = re.sub(r"\\log\s*_\s*\{\s*e\s*\}", r"\\ln ", text)
     for name, count in (("frac", 2), ("binom", 2)):
         text = replaced_commands(text, name, count, lambda name, *given: f"\\{name}" + "".join(f"{{{a}}}" for a in given))
     return replaced_commands(text, r"sqrt(?!\s*\[)", 1, lambda name, content: rf"\sqrt{{{content}}}")
+
+
+def _braced_scripts(text: str) -> str:
+    text = re.sub(r"\^\s*(-?\d+)", r"^{\1}", text)
+    text = re.sub(r"\^\s*-\s*([A-Za-z])", r"^{-\1}", text)
+    return re.sub(r"_\s*(\d+|[A-Za-z])", r"_{\1}", text)
 
 
 def _bracketed_argument(text: str, opening: str) -> str:

@@ -64,6 +64,8 @@ def _bare(text: str) -> str:
     text = text.strip()
     while (inside := enclosed(text)) is not None and inside[0] == "{":
         text = inside[1]
+    if re.fullmatch(r"\][^\[\]]*,[^\[\]]*[\[\]]|[\[\]][^\[\]]*,[^\[\]]*\[", text):
+        text = re.sub(r"\[$", ")", re.sub(r"^\]", "(", text))  # ]0, 1[ is open
     return re.sub(r"^(?:\\(?:quad|qquad|to|therefore)(?![A-Za-z])\s*|=\s*)+", "", text).strip()
 
 
@@ -150,8 +152,8 @@ def _regions(items: list[Region]) -> Form:
     """Conditions on one variable side by side hold together; pairs stay pairs, other intervals are a union."""
     if all(len(item.parts) == 1 and item.parts[0].is_pair for item in items) or len({item.name for item in items}) > 1:
         return Collection("list", tuple(items))
-    combine = sets.intersection if items[0].name else sets.union
-    parts = combine([item.parts for item in items])
+    regions = [item.parts for item in items]
+    parts = (sets.intersection(regions) if items[0].name else None) or sets.union(regions)  # x < 1, x > 3
     if parts is None:
         raise NotReadableError("regions that cannot be joined")
     return Region(parts, items[0].name)
@@ -254,6 +256,6 @@ def _single(text: str) -> Form | None:
     if r"\ldots" in text:
         return Literal("open list", re.sub(r"\s", "", text))
     found = quantity(without_thousands(text))
-    if re.fullmatch(r"[-+/^_.,:!?|\s]*", found.latex) or re.search(r"\\(?:begin|end|cup|cap|mid)(?![A-Za-z])|[&;?]", text):
+    if re.fullmatch(r"[-+/^_.,:!?|\s]*", found.latex) or re.search(r"\\(?:begin|end|cup|cap|mid)(?![A-Za-z])|[&;?]|\d'", text):
         return None
     return None if len(split(found.latex, {","})) > 1 else found

@@ -17,7 +17,7 @@ OPERATORS = {
 _FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
 _NAME = re.compile(
     r"(?:(?:\\(?:angle|triangle|Delta|measuredangle|operatorname|widehat)\s*)?"
-    r"(?:\\[A-Za-z]+|[A-Za-z]+|\\text\{[^{}]*\}|\|\s*[A-Z]{2}\s*\||\\(?:overline|vec|bar|hat|dot|ddot)\{[^{}]*\})\s*(?:[A-Z]\s*){0,4}"
+    r"(?:\\[A-Za-z]+|[A-Za-z]+|\\text\{[^{}]*\}|\|\s*[A-Z]{1,2}\s*\||\\(?:sin|cos|tan)\s*\(?(?:\\angle\s*)?[A-Z]{1,3}\)?|\\(?:overline|vec|bar|hat|dot|ddot)\{[^{}]*\})\s*(?:[A-Z]\s*){0,4}"
     r"(?:_\{[^{}]*\}|_\w|_\\[a-z]+)?\s*(?:[A-Z](?:_\{?\w\}?)?\s*)?'*(?:\^\{?(?:-1|\\ast|\*|')\}?)?\s*"
     r"(?:\([^()]*(?:\([^()]*\))?[^()]*\))?|\\frac\{\s*d[^{}]*(?:\{[^{}]*\})*[^{}]*\}\{\s*d[^{}]*(?:\{[^{}]*\})?\s*\}"
     r"(?:\([^()=]*\))?)"
@@ -57,7 +57,7 @@ def is_name(text: str) -> bool:
     inside = enclosed(text)
     if inside is not None and inside[0] == "(":
         return all(is_name(piece) for _, piece in split(inside[1], {","}))
-    return not _NO_NAME.match(text) and bool(_NAME.fullmatch(text)) and text != "e"
+    return (not _NO_NAME.match(text) or bool(re.fullmatch(r"\\(?:sin|cos|tan)\s*\(?(?:\\angle\s*)?[A-Z]{1,3}\)?", text))) and bool(_NAME.fullmatch(text)) and text != "e"
 
 
 def _membership(sides: list[str], form: Callable[[str], Form | None]) -> Form | None:

@@ -32,7 +32,12 @@ class Span:
 
 
 REALS = (Span(_MINUS, False, _PLUS, False),)
-_NAMED = {r"\mathbb{R}": REALS}
+_POSITIVE, _NEGATIVE = (Span("0", False, _PLUS, False),), (Span(_MINUS, False, "0", False),)
+_NAMED = {r"\mathbb{R}": REALS} | {
+    rf"\mathbb{{R}}{script}": span
+    for span, scripts in ((_POSITIVE, ("^+", "^{+}", "_+", "_{+}", "_{>0}")), (_NEGATIVE, ("^-", "^{-}", "_-", "_{-}", "_{<0}")))
+    for script in scripts
+}
 
 
 def named(text: str) -> tuple[Span, ...] | None:

@@ -41,6 +41,8 @@ def words(text: str, form: Callable[[str], Form | None]) -> Form | None:
         if rest and rest[0] in "_^=(":
             return None
         return Words(choice[1] or choice[3], form(rest) if rest else None)
+    if choices := re.fullmatch(r"\\text\{\s*([A-Z](?:\s*(?:,|,?\s*and|&)\s*[A-Z])+)\s*\}", text):
+        return Collection("list", tuple(map(Words, re.findall(r"[A-Z]", choices[1]))))
     spoken = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)
     return _said(spoken) if _is_words(text, spoken) else None
 
