@@ -99,7 +99,7 @@ class MathVerifyAlone:
             self._process = None
 
 
-def _serve(connection) -> None:  # noqa: ANN001
+def _serve(connection) -> None:
     import logging
 
     from math_verify import parse, verify
@@ -109,6 +109,8 @@ def _serve(connection) -> None:  # noqa: ANN001
     while True:
         gold, answer = connection.recv()
         try:
-            connection.send(bool(verify(parse(gold if "$" in gold or "\\boxed" in gold else f"${gold}$"), parse(answer))))
+            connection.send(
+                bool(verify(parse(gold if "$" in gold or "\\boxed" in gold else f"${gold}$"), parse(answer)))
+            )
         except Exception:
             connection.send(False)

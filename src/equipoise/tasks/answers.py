@@ -123,7 +123,9 @@ def _refuse(source: str, found: dict[int, tuple[str, str]], total: int, unverifi
 def _check_not_empty(dataset: Dataset, source: str) -> None:
     for row, answer in enumerate(dataset["answer"], start=1):
         if any(not gold.strip() for gold in golds_of(answer)):
-            raise InputError(f"{source}, row {row}, column 'answer': the answer must not be empty, got {shortened(answer)}")
+            raise InputError(
+                f"{source}, row {row}, column 'answer': the answer must not be empty, got {shortened(answer)}"
+            )
 
 
 def _try_function(reward: str, dataset: Dataset, source: str) -> None:

@@ -205,7 +205,7 @@ def _check_encodable(source: str, number: int, row: dict[str, Any]) -> None:
             json.dumps([name, value], ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             raise InputError(
-                f"{source}, line {number}, column {ascii(name)}: must be text that UTF-8 can hold, without a lone"
+                f"{source}, line {number}, column {name!a}: must be text that UTF-8 can hold, without a lone"
                 f" surrogate, got {shortened(ascii(value))}"
             ) from error
 
@@ -241,7 +241,7 @@ def _parquet_table(source: str, path: Path) -> _Table:
         return _Table(source, Dataset(table), _row_names(table.num_rows))
     except Exception as error:  # what the file says of itself for datasets (its metadata) may be anything
         raise InputError(
-            f"{source}: its columns or its metadata \"huggingface\" cannot be used ({one_line(error)}); written without"
+            f'{source}: its columns or its metadata "huggingface" cannot be used ({one_line(error)}); written without'
             " metadata, a table loads"
         ) from error
 

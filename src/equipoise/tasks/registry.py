@@ -82,7 +82,7 @@ def templated(task: Task, template: str) -> Task:
 def _check_forms(task: Task, template: str) -> None:
     asked = asked_forms(template)
     for reward in (task.reward, task.evaluation_reward):
-        for name, part in (reward.rewards.items() if isinstance(reward, MixtureReward) else [(task.name, reward)]):
+        for name, part in reward.rewards.items() if isinstance(reward, MixtureReward) else [(task.name, reward)]:
             read = forms_read(part)
             if asked and read is not None and not asked & read:
                 raise InputError(

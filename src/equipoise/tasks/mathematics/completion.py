@@ -4,6 +4,7 @@ import re
 
 from .spans import group_end
 
+MAX_BARE = 40  # characters of a completion that is nothing but a formula without delimiters
 NEAR = 70  # characters between boxes that may belong together
 _BOX = re.compile(r"\\{0,2}(?<![A-Za-z])(?:boxed|fbox|framebox)(?![A-Za-z])\s*")
 _TAGS = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
@@ -17,8 +18,11 @@ _NUMBER = re.compile(
 )
 _JOINT = re.compile(r"[\s$.]*(?:\\[()\[\]])?[\s$]*(?:,|;|&|and|or|\\text\{\s*(?:and|or)\s*\})?(?:,?\s*(?:and|or))?[\s$]*(?:\\[()\[\]])?[\s$]*"
                     r"(?:[A-Za-z](?:_\{?\w+\}?)?\s*=\s*)?\s*")  # fmt: skip
+_BARE = re.compile(r"(?!.*[a-z]{2,}\s+[a-z]{2,})[^\w\s]*[\d.,/^*()√π\sa-z=<>≤≥½¼¾²³%°+\-−\\{}]*[^\w\s]*", re.DOTALL)
 _HEDGE = re.compile(r"\bor\b", re.IGNORECASE)
-_SUFFIX = re.compile(r"\s*(?:\$\s*)?(\\?%|\s*percent\b|\^\s*\{?\s*\\circ\s*\}?|°|\^\{[^{}]*\}|\^\w|!(?!\s*$)|\\(?:text|mathrm)\s*\{[^{}]*\})")
+_SUFFIX = re.compile(
+    r"\s*(?:\$\s*)?(\\?%|\s*percent\b|\^\s*\{?\s*\\circ\s*\}?|°|\^\{[^{}]*\}|\^\w|!(?!\s*$)|\\(?:text|mathrm)\s*\{[^{}]*\})"
+)
 
 
 def answer_text(completion: str) -> str | None:
@@ -60,10 +64,10 @@ def _boxed(text: str) -> str | None:
         start = match.end()
         if start < len(text) and text[start] == "{":
             end = group_end(text, start)
-            boxes.append((match.start(), end if end > 0 else len(text), text[start + 1 : end - 1].strip() if end > 0 else None))
-        elif bare := re.match(r"[-+]?[\w.]+", text[start:]):
-            if match[0].startswith("\\"):
-                boxes.append((match.start(), start + bare.end(), bare[0]))
+            content = text[start + 1 : end - 1].strip() if end > 0 else None  # None: it is not closed
+            boxes.append((match.start(), end if end > 0 else len(text), content))
+        elif match[0].startswith("\\") and (bare := re.match(r"[-+]?[\w.]+", text[start:])):
+            boxes.append((match.start(), start + bare.end(), bare[0]))
     boxes = [box for box in boxes if box[2] != ""]
     if not boxes or boxes[-1][2] is None:
         return None
@@ -111,9 +115,8 @@ def _prose(text: str) -> str | None:
     formulas = [match for match in _FORMULA.finditer(text) if not _is_money(match)]
     if formulas:
         return _joined_formulas(text, formulas)
-    if len(stripped) <= 40 and re.fullmatch(r"[^\w\s]*[-+−]?[\d.,/^*()√π\sxyz=<>≤≥½¼¾²³%°+\-−\\{}a-z]*[^\w\s]*", stripped) and re.search(r"\d|\\", stripped):
-        if not re.search(r"[a-z]{2,}\s+[a-z]{2,}", re.sub(r"\\[a-z]+", "", stripped)):
-            return stripped
+    if len(stripped) <= MAX_BARE and _BARE.fullmatch(stripped) and re.search(r"\d|\\", stripped):
+        return stripped
     numbers = [match for match in _NUMBER.finditer(text) if re.search(r"\d", match[0])]
     return numbers[-1][0] if numbers else None
 
@@ -133,7 +136,9 @@ def _sentence(rest: str) -> str | None:
         return _joined_formulas(line, formulas, last=False)
     if formulas:
         return _joined_formulas(line, formulas)
-    sentence = re.split(r"(?<=[^\d\s])[.!?](?:\s|$)|(?<=\d)[.!?](?:\s|$)|(?<=[a-z])\.(?=\s[A-Z])", line)[0].strip(" *:_`\"'")
+    sentence = re.split(r"(?<=[^\d\s])[.!?](?:\s|$)|(?<=\d)[.!?](?:\s|$)|(?<=[a-z])\.(?=\s[A-Z])", line)[0].strip(
+        " *:_`\"'"
+    )
     number = _NUMBER.match(sentence)
     if number and re.search(r"\d", number[0]) and not re.match(r"\s*[-+*/^=,<>(]|\w\b", sentence[number.end() :]):
         rest_words = sentence[number.end() :].strip()

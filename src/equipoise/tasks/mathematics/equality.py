@@ -7,7 +7,9 @@ from typing import Any
 from . import expressions, sets
 from .forms import Chain, Collection, Form, Literal, Matrix, Named, Ratio, Region, Relation, Words
 from .quantities import Quantity, quantity, units_agree
+from .quantity_equality import equal_quantities, nearly, value_of
 from .reading import form
+from .relation_equality import equal_relations
 
 MAX_UNORDERED = 60  # items compared in any order
 
@@ -26,7 +28,7 @@ def equal(gold: Form, answer: Form) -> bool:
     if isinstance(gold, Named) or isinstance(answer, Named):
         return _equal_named(gold, answer)
     if isinstance(gold, Quantity) and isinstance(answer, Quantity):
-        return _equal_quantities(gold, answer)
+        return equal_quantities(gold, answer)
     if isinstance(gold, Matrix) or isinstance(answer, Matrix):
         return _equal_matrices(gold, answer)
     if isinstance(gold, Collection) or isinstance(answer, Collection):
@@ -34,7 +36,7 @@ def equal(gold: Form, answer: Form) -> bool:
     if isinstance(gold, Region) and isinstance(answer, Region):
         return _equal_regions(gold, answer)
     if isinstance(gold, Relation) and isinstance(answer, Relation):
-        return _equal_relations(gold, answer)
+        return equal_relations(gold, answer)
     if isinstance(gold, Ratio) or isinstance(answer, Ratio):
         return _equal_ratios(gold, answer)
     if isinstance(gold, Literal) and isinstance(answer, Literal):
@@ -44,54 +46,6 @@ def equal(gold: Form, answer: Form) -> bool:
 
 def _equal_literal_units(gold: Literal, answer: Literal) -> bool:
     return gold.unit == answer.unit if gold.kind == "base" else units_agree(gold.unit, answer.unit)
-
-
-def value_of(side: Quantity) -> Any:
-    """The expression of a quantity, its percent sign applied."""
-    if side.value is not None:
-        return expressions.as_expression(side.value)
-    expression = expressions.parsed(side.latex)
-    return expression / 100 if side.percent else expression
-
-
-def _equal_quantities(gold: Quantity, answer: Quantity) -> bool:
-    if not units_agree(gold.unit, answer.unit):
-        return False
-    if {gold.unit, answer.unit} == {"degree", ""} and _equal_angles(gold, answer):
-        return True
-    if gold.letters and answer.letters and gold.letters == answer.letters:
-        return True
-    if gold.percent != answer.percent and _equal_without_percent(gold, answer):
-        return True
-    if gold.number is not None and answer.number is not None:
-        return gold.value == answer.value or _rounds(gold, answer) or _rounds(answer, gold)
-    if expressions.equal(value_of(gold), value_of(answer)):
-        return True
-    return _rounds(gold, answer) or _rounds(answer, gold)
-
-
-def _equal_angles(gold: Quantity, answer: Quantity) -> bool:
-    """60 degrees are pi/3."""
-    import sympy
-
-    in_degrees, other = (gold, answer) if gold.unit else (answer, gold)
-    radians = value_of(other)
-    return bool(radians.has(sympy.pi)) and expressions.equal(value_of(in_degrees) * sympy.pi / 180, radians)
-
-
-def _rounds(exact: Quantity, decimal: Quantity) -> bool:
-    """Whether a decimal of enough digits is the other number, which has no finite decimal form."""
-    if decimal.value is None or decimal.digits < expressions.MIN_DIGITS or exact.digits:
-        return False
-    value = value_of(exact)
-    return not value.free_symbols and expressions.agrees_with_decimal(value, decimal.value, decimal.digits)
-
-
-def _equal_without_percent(gold: Quantity, answer: Quantity) -> bool:
-    """25 and 25% are the same where the question asks for a percentage: not below 1, where 0.2 and 0.2% differ."""
-    if gold.number is not None and answer.number is not None:
-        return gold.number == answer.number and abs(gold.number) > 1
-    return False
 
 
 def _equal_words(gold: Form, answer: Form) -> bool:
@@ -116,22 +70,27 @@ def _equal_named(gold: Form, answer: Form) -> bool:
         if _plain(gold.name) == _plain(answer.name):
             return equal(gold.value, answer.value)
         if isinstance(gold.value, Words) and isinstance(answer.value, Words):
-            sides = [{_plain(side.name).lower(), side.value.text.lower()} for side in (gold, answer)]  # type: ignore[union-attr]
-            return sides[0] == sides[1]
+            turned = _plain(gold.name).lower() == answer.value.text.lower()
+            return turned and _plain(answer.name).lower() == gold.value.text.lower()
         renamed = _renamed(gold, answer)
         if renamed is not None:
             return equal(gold.value, renamed)
-        return _equal_relations(_as_relation(gold), _as_relation(answer))
+        return equal_relations(_as_relation(gold), _as_relation(answer))
     if isinstance(gold, Named):
         if isinstance(answer, Relation):
-            return _equal_relations(_as_relation(gold), answer)
-        return not isinstance(answer, Collection | Named) and equal(gold.value, answer) or (
-            isinstance(answer, Collection) and isinstance(gold.value, Collection | Region) and equal(gold.value, answer)
-        ) or (isinstance(answer, Collection) and answer.kind == "set" and len(answer.items) == 1 and equal(gold, answer.items[0]))
+            return equal_relations(_as_relation(gold), answer)
+        return _equal_value(gold, answer)
     assert isinstance(answer, Named)
     if isinstance(gold, Relation):
-        return _equal_relations(gold, _as_relation(answer))
+        return equal_relations(gold, _as_relation(answer))
     return equal(gold, answer.value)
+
+
+def _equal_value(gold: Named, answer: Form) -> bool:
+    """Whether an answer without a name is the value of a named one; several answers are not one value."""
+    if not isinstance(answer, Collection) or isinstance(gold.value, Collection | Region):
+        return equal(gold.value, answer)
+    return answer.kind == "set" and len(answer.items) == 1 and equal(gold, answer.items[0])
 
 
 def _plain(name: str) -> str:
@@ -152,7 +111,9 @@ def _renamed(gold: Named, answer: Named) -> Form | None:
 
 def _as_relation(named: Named) -> Relation:
     value = named.value
-    right = value.latex if isinstance(value, Quantity) else rf"\text{{{value.text}}}" if isinstance(value, Words) else ""
+    right = (
+        value.latex if isinstance(value, Quantity) else rf"\text{{{value.text}}}" if isinstance(value, Words) else ""
+    )
     return Relation("=", named.name, right)
 
 
@@ -168,19 +129,7 @@ def _equal_chains(gold: Form, answer: Form) -> bool:
 
 def _is_consistent(chain: Chain) -> bool:
     first, *others = chain.sides
-    return all(_equal_quantities(first, other) or (_nearly(first, other)) for other in others)
-
-
-def _nearly(one: Quantity, other: Quantity) -> bool:
-    """Whether a decimal of three digits or more was rounded from the other."""
-    for exact, decimal in ((one, other), (other, one)):
-        if decimal.digits >= 2 and decimal.value is not None and not decimal.percent:
-            difference = value_of(exact) - value_of(decimal)
-            expressions.check_size(difference)
-            step = 10.0 ** -max(len(decimal.latex.partition(".")[2]), 0)
-            if abs(complex(difference.evalf(20))) <= step:
-                return True
-    return False
+    return all(equal_quantities(first, other) or (nearly(first, other)) for other in others)
 
 
 def _equal_collections(gold: Form, answer: Form) -> bool:
@@ -196,7 +145,12 @@ def _equal_collections(gold: Form, answer: Form) -> bool:
     if collection.kind == "array":
         return False
     distinct = _distinct(collection)
-    return collection.kind in ("set", "list") and len(distinct) == 1 and len(collection.items) == 1 and equal(distinct[0], other)
+    return (
+        collection.kind in ("set", "list")
+        and len(distinct) == 1
+        and len(collection.items) == 1
+        and equal(distinct[0], other)
+    )
 
 
 def _equal_items(gold: Collection, answer: Collection) -> bool:
@@ -273,9 +227,10 @@ def _equal_points(collection: Collection, region: Region) -> bool:
 
 def _equal_union(collection: Collection, region: Region) -> bool:
     """Intervals side by side may be meant as their union."""
-    if collection.kind != "list" or not all(isinstance(item, Region) and not item.name for item in collection.items):
+    regions = [item.parts for item in collection.items if isinstance(item, Region) and not item.name]
+    if collection.kind != "list" or len(regions) < len(collection.items) or len(region.parts) < 2:
         return False
-    return len(region.parts) > 1 and sets.equal(sets.union([item.parts for item in collection.items]) or (), region.parts)  # type: ignore[union-attr]
+    return sets.equal(sets.union(regions) or (), region.parts)
 
 
 def _equal_regions(gold: Region, answer: Region) -> bool:
@@ -306,7 +261,11 @@ def _equal_matrices(gold: Form, answer: Form) -> bool:
             if matrix.kind == "determinant":
                 return isinstance(other, Quantity) and _has_determinant(matrix, other)
             vector = _vector(matrix)
-            return vector is not None and isinstance(other, Collection | Region) and equal(Collection("tuple", vector), other)
+            return (
+                vector is not None
+                and isinstance(other, Collection | Region)
+                and equal(Collection("tuple", vector), other)
+            )
     return False
 
 
@@ -350,44 +309,3 @@ def _equal_ratios(gold: Form, answer: Form) -> bool:
     if len(ratio.terms) != 2 or not isinstance(other, Quantity):
         return False
     return expressions.equal(value_of(ratio.terms[0]), value_of(ratio.terms[1]) * value_of(other))
-
-
-def _equal_relations(gold: Relation, answer: Relation) -> bool:
-    """Whether two equations or inequalities are the same up to a factor, which is positive for inequalities."""
-    if gold.operator != answer.operator:
-        return False
-    if not gold.right or not answer.right:
-        return False
-    if gold.operator not in ("=", "<", "<=", "!="):
-        return all(_same_side(a, b) for a, b in ((gold.left, answer.left), (gold.right, answer.right)))
-    one, other = (_difference(side) for side in (gold, answer))
-    return _proportional(one, other, positive=gold.operator in ("<", "<="))
-
-
-def _same_side(one: str, other: str) -> bool:
-    return expressions.equal(expressions.parsed(one), expressions.parsed(other))
-
-
-def _difference(relation: Relation) -> Any:
-    return expressions.parsed(relation.left) - expressions.parsed(relation.right)
-
-
-def _proportional(one: Any, other: Any, *, positive: bool) -> bool:
-    import sympy
-
-    if one.free_symbols != other.free_symbols or not one.free_symbols:
-        return False
-    expressions.check_size(one)
-    expressions.check_size(other)
-    if not positive:
-        one, other = (sympy.fraction(sympy.together(side))[0] for side in (one, other))
-    point = {symbol: sympy.Rational(1009 + 97 * i, 503 + 13 * i) for i, symbol in enumerate(sorted(one.free_symbols, key=str))}
-    below = other.xreplace(point)
-    if not below.is_number or expressions.equal_numbers(below, sympy.Integer(0)):
-        return False
-    factor = one.xreplace(point) / below
-    if not factor.is_number or (positive and not bool(factor.evalf(20) > 0)):
-        return False
-    if expressions.equal_numbers(factor, sympy.Integer(0)):
-        return False
-    return expressions.equal(one, factor * other)

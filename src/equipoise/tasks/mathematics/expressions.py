@@ -7,18 +7,15 @@ Numbers are compared exactly or relatively, never by absolute difference. What w
 import functools
 import math
 import random
-import re
 from fractions import Fraction
 from typing import Any
 
-from .spans import replaced_commands
+from .parser_spelling import for_parser
 
 MAX_BITS = 200_000
 MAX_LENGTH = 900  # characters of one expression
 NUM_POINTS = 8
 MIN_DIGITS = 6  # of a decimal that may stand for a number without a finite decimal form
-_LETTERS = {"E": "capitalE", "I": "capitalI", "d": "smalld", "O": "capitalO", "S": "capitalS", "N": "capitalN"}
-_ACCENTS = {"overline": "bar", "widehat": "hat", "widetilde": "tilde", "overrightarrow": "vec"}
 _INTEGER_NAMES = set("ijklmnN")
 
 
@@ -44,7 +41,7 @@ def parsed(latex: str) -> Any:
 
     try:
         expression = latex2sympy(
-            _prepared(latex), is_real=True, normalization_config=None,
+            for_parser(latex), is_real=True, normalization_config=None,
             conversion_config=ConversionConfig(lowercase_symbols=False),
         )  # fmt: skip
     except (RecursionError, MemoryError):
@@ -56,44 +53,12 @@ def parsed(latex: str) -> Any:
     return _settled(expression) if bits(expression) <= MAX_BITS else expression
 
 
-def _prepared(latex: str) -> str:
-    r"""What the parser would misread, spelt so that it does not: names with accents, primes, 2(3), d, E, I."""
-    text = re.sub(r"\\degree", r"\\cdot \\frac{\\pi}{180}", latex)
-    text = re.sub(r"\\frac\{\s*d\s*\^?\s*\{?\s*(\d?)\s*\}?\s*([A-Za-z](?:_\{?\w+\}?)?|\\[a-z]+)?\s*\}\{\s*d\s*([A-Za-z])\s*(?:\^\s*\{?\s*(\d)\s*\}?)?\s*\}",
-                  lambda m: rf"\text{{derivative{'i' * int(m[1] or 1)}{_name(m[2] or '')}by{m[3]}{'i' * int(m[4] or 1)}}}", text)  # fmt: skip
-    text = replaced_commands(text, "dot|ddot|hat|bar|vec|tilde|widetilde|widehat|overline|overrightarrow|mathcal|mathscr|mathfrak",
-                             1, lambda name, inner: rf"\text{{{_ACCENTS.get(name, name)}{_name(inner)}}}")  # fmt: skip
-    text = re.sub(r"(\\[a-zA-Z]+|[A-Za-z]|\\text\{\w+\})('+)", lambda m: rf"\text{{prime{'i' * len(m[2])}{_name(m[1])}}}", text)
-    text = re.sub(r"\\text\{([^{}]*)\}", lambda m: rf"\text{{{_name(m[1])}}}", text)
-    text = re.sub(r"\\(odot|oplus|otimes|ell|star|dagger|mho|perp|parallel)(?![A-Za-z])", r"\\text{\1}", text)
-    text = re.sub(r"\\gamma(?![A-Za-z])", r"\\text{lettergamma}", text)
-    text = re.sub(r"\\(?:angle|triangle|overline|measuredangle)\s*", "", text)
-    text = re.sub(r"\\(max|min)(?=\s*\}|\s*$)", r"\\text{\1}", text)
-    text = re.sub(r"(\d|\))\s*(?=\()", r"\1\\cdot ", text)
-    text = re.sub(r"\)\s*(?=\d)", r")\\cdot ", text)
-    text = re.sub(r"\}\s*(?=\d)", r"}\\cdot ", text) if not re.search(r"_\{[^{}]*\}\s*\d", text) else text
-    text = re.sub(r"(?<=\})\\cdot (?=\d*\}\{)", "", text)
-    text = re.sub(r"(\d)\s+(?=\d)", r"\1 \\unreadable ", text)  # "1 2" is no number
-    text = re.sub(r"(\d)\s*(?=\\frac)", r"\1\\cdot ", text)
-    text = re.sub(r"(?<!\\)\[([^\[\]]*)\](?=\s*\^)", r"(\1)", text)
-    if not re.search(r"\\(?:int|sum|prod|lim)", text):
-        pieces = re.split(r"(\\text\{[^{}]*\}|\\[A-Za-z]+)", text)
-        text = "".join(p if p.startswith("\\") else re.sub(r"[EIdOSN]", lambda m: rf"\text{{{_LETTERS[m[0]]}}}", p) for p in pieces)
-    return re.sub(r"\\(sin|cos|tan|sec|csc|cot|log|ln)\s*(\^|_)\s*", r"\\\1\2", text)
-
-
-def _name(text: str) -> str:
-    """A word for a name: the parser takes letters only."""
-    spelt = re.sub(r"\d", lambda m: "zabcdefghj"[int(m[0])] + "q", text)
-    return re.sub(r"[^A-Za-z]", "", spelt)
-
-
 def _settled(expression: Any) -> Any:
     """Decimals as exact fractions, i as the imaginary unit, applied unknown functions as symbols."""
     import sympy
     from sympy.core.function import AppliedUndef
 
-    replaced = {number: sympy.Rational(str(number)) for number in expression.atoms(sympy.Float)}
+    replaced: dict[Any, Any] = {number: sympy.Rational(str(number)) for number in expression.atoms(sympy.Float)}
     for call in expression.atoms(AppliedUndef):
         replaced[call] = sympy.Symbol(f"call {call}", real=True)
     for symbol in expression.free_symbols:
@@ -110,13 +75,15 @@ def bits(expression: Any) -> float:
         return max(int(expression.p).bit_length(), int(expression.q).bit_length())
     if not expression.args:
         return 64.0 if expression.is_Float else 2.0
-    parts = [bits(argument) if isinstance(argument, sympy.Basic) else 2.0 for argument in expression.args]
+    parts: list[float] = [bits(argument) if isinstance(argument, sympy.Basic) else 2.0 for argument in expression.args]
     if isinstance(expression, sympy.Pow | sympy.exp) and not expression.free_symbols:
         exponent = expression.exp
         size = _magnitude(exponent)
         return max(parts[0] if isinstance(expression, sympy.Pow) else 2.0, 1.0) * max(size, 1.0) + max(parts)
     if isinstance(expression, sympy.Pow | sympy.exp) and expression.exp.is_Rational:
-        return max(parts) + abs(float(expression.exp)) * (2000 if isinstance(expression.base, sympy.Add) else 10)
+        return max(parts) + abs(expression.exp.p / expression.exp.q) * (
+            2000 if isinstance(expression.base, sympy.Add) else 10
+        )
     if isinstance(expression, sympy.factorial | sympy.binomial | sympy.gamma) and not expression.free_symbols:
         size = _magnitude(expression.args[0])
         return max(max(parts), size * math.log2(size + 2))
@@ -144,7 +111,7 @@ def _length(expression: Any) -> float:
     name, lower, upper = expression.limits[0]
     if upper.is_infinite or upper.free_symbols:
         return 0.0
-    if isinstance(expression, sympy.Sum) and expression.function.is_polynomial(name):
+    if isinstance(expression, sympy.Sum) and sympy.sympify(expression.function).is_polynomial(name):
         return 0.0  # it has a closed form
     return abs(_magnitude(upper) - _magnitude(lower))
 
@@ -269,7 +236,10 @@ def agrees_with_decimal(exact: Any, decimal: Fraction, digits: int) -> bool:
     if not value.is_Float or decimal == 0:
         return False
     leading = math.floor(math.log10(abs(decimal)))
-    return bool(abs(sympy.Rational(str(value)) - as_expression(decimal)) <= sympy.Rational(1, 2) * sympy.Integer(10) ** (leading - digits + 1))
+    return bool(
+        abs(sympy.Rational(str(value)) - as_expression(decimal))
+        <= sympy.Rational(1, 2) * sympy.Integer(10) ** (leading - digits + 1)
+    )
 
 
 def _equal_functions(one: Any, other: Any) -> bool:
@@ -343,7 +313,9 @@ def _equal_at_integers(one: Any, other: Any, symbols: list) -> bool:
 
     generator = random.Random(1)
     for number in range(1, 25):
-        point = {symbol: sympy.Integer(number + 3 * generator.randrange(4) * index) for index, symbol in enumerate(symbols)}
+        point = {
+            symbol: sympy.Integer(number + 3 * generator.randrange(4) * index) for index, symbol in enumerate(symbols)
+        }
         if _same_at(point, one, other) is not True:
             return False
     return True

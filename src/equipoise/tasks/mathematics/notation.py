@@ -55,7 +55,9 @@ _THOUSANDS = [
     re.compile(r"(?<=\d)\s*(?:\{,\}|,\\!|\\,|\\;|\\:|\\ |\\thinspace|'|\\!)\s*(?=\d{3}(?!\d))"),
     re.compile(r"(?<=\d),\\[!,;: ]\s*(?=\d{3}(?!\d))"),
 ]
-_SPACES = re.compile(r"(?<!\\)\\(?:[,;:!/ ]|(?:thinspace|medspace|thickspace|enspace|negthinspace)(?![A-Za-z]))|(?<!\\)~")
+_SPACES = re.compile(
+    r"(?<!\\)\\(?:[,;:!/ ]|(?:thinspace|medspace|thickspace|enspace|negthinspace)(?![A-Za-z]))|(?<!\\)~"
+)
 _WORDS_OF_PLAIN_TEXT = {
     "infinity": r"\infty ", "inf": r"\infty ", "oo": r"\infty ", "pi": r"\pi ", "theta": r"\theta ",
     "alpha": r"\alpha ", "beta": r"\beta ", "degrees": r"\text{degrees}", "union": r"\cup ", "sqrt": r"\sqrt ",
@@ -122,7 +124,9 @@ def _plain_face(name: str, content: str) -> str:
         return r"\infty "
     if name in ("text", "mathrm", "mbox", "rm") and _UNIT_WITH_POWER.fullmatch(content):
         return rf"\text{{{content}}}"
-    if (counted := re.fullmatch(r"(-?\d[\d.,]*)\s+([^\d]+)", content)) and not re.search(r"\b(?:and|or|not|to)\b", content):
+    if (counted := re.fullmatch(r"(-?\d[\d.,]*)\s+([^\d]+)", content)) and not re.search(
+        r"\b(?:and|or|not|to)\b", content
+    ):
         return rf"{counted[1]}\text{{{counted[2]}}}"
     if re.search(r"[\\^=<>]", content) and not re.search(r"[A-Za-z]{4}", re.sub(r"\\[A-Za-z]+", "", content)):
         return f" {content} "  # mathematics within \mathbf{...} and the like
@@ -138,7 +142,7 @@ def _plain_words(text: str) -> str:
         word = match[1]
         if word in FUNCTIONS or word.lower() in ("asin", "acos", "atan"):
             return "\\" + (f"arc{word[1:]}" if word in ("asin", "acos", "atan") else word) + " "
-        return _WORDS_OF_PLAIN_TEXT.get(word, match[0])
+        return _WORDS_OF_PLAIN_TEXT.get(word, match.group())
 
     pieces = re.split(r"(\\[A-Za-z]+\s*\{[^{}]*\}|\\[A-Za-z]+)", text)
     plain = [
@@ -186,7 +190,9 @@ def _arguments(text: str) -> str:
     text = "".join(piece if piece.startswith(r"\text") else _braced_scripts(piece) for piece in _TEXT.split(text))
     text = re.sub(r"\\log\s*_\s*\{\s*e\s*\}", r"\\ln ", text)
     for name, count in (("frac", 2), ("binom", 2)):
-        text = replaced_commands(text, name, count, lambda name, *given: f"\\{name}" + "".join(f"{{{a}}}" for a in given))
+        text = replaced_commands(
+            text, name, count, lambda name, *given: f"\\{name}" + "".join(f"{{{a}}}" for a in given)
+        )
     return replaced_commands(text, r"sqrt(?!\s*\[)", 1, lambda name, content: rf"\sqrt{{{content}}}")
 
 

@@ -2,19 +2,26 @@ r"""Answers that look like an expected answer and are others: one that is accept
 
 import re
 
+from .completion import answer_text
 from .notation import unwrapped
 from .spans import split
 
 _NUMBER = re.compile(r"\d+")
-_UNIT = re.compile(r"\\(?:text|mbox|mathrm|textbf)\s*\{[^{}]*\}\s*\^\s*\{?\s*\d\s*\}?\s*\$*\s*$|(?<=[A-Za-z])\^\s*[23]\s*$")
-_NO_SCALAR = re.compile(r"[,;=<>:&]|\\(?:pm|mp|begin|text|mbox|cup|cap|setminus|in|le|ge|ne|leq|geq|neq|to|approx|mathbb)(?![A-Za-z])")
+_UNIT = re.compile(
+    r"\\(?:text|mbox|mathrm|textbf)\s*\{[^{}]*\}\s*\^\s*\{?\s*\d\s*\}?\s*\$*\s*$|(?<=[A-Za-z])\^\s*[23]\s*$"
+)
+_NO_SCALAR = re.compile(
+    r"[,;=<>:&]|\\(?:pm|mp|begin|text|mbox|cup|cap|setminus|in|le|ge|ne|leq|geq|neq|to|approx|mathbb)(?![A-Za-z])"
+)
 
 
 def perturbed(gold: str) -> list[str]:
     """An expected answer with its last number changed, its sign flipped, its last row and its last item dropped.
 
-    Only the changes that make another answer of it; empty where there is none.
+    Only the changes that make another answer of it; empty where there is none. Of a whole solution, its answer.
     """
+    if "\\boxed" in gold or "####" in gold:
+        gold = answer_text(gold) or gold
     made = [_with_another_number(gold), _with_flipped_sign(gold), _without_last_row(gold), _without_last_item(gold)]
     return [text for text in dict.fromkeys(made) if text is not None and text != gold]
 
@@ -31,7 +38,12 @@ def _with_another_number(gold: str) -> str | None:
 
 def _with_flipped_sign(gold: str) -> str | None:
     bare = unwrapped(gold)
-    if not bare or _NO_SCALAR.search(bare) or not re.search(r"[1-9]|\\[a-z]|[A-Za-z]", bare) or re.search("[A-Za-z]{4}", re.sub(r"\\[a-z]+", "", bare)):
+    if (
+        not bare
+        or _NO_SCALAR.search(bare)
+        or not re.search(r"[1-9]|\\[a-z]|[A-Za-z]", bare)
+        or re.search("[A-Za-z]{4}", re.sub(r"\\[a-z]+", "", bare))
+    ):
         return None
     if bare[0] in "-−":
         return bare[1:] if not re.search(r"[-+]", bare[1:]) else f"-({bare})"

@@ -26,7 +26,9 @@ _KNOWN = {spelling: unit for unit, spellings in _UNITS.items() for spelling in s
 _PLAIN = sorted((word for word in _KNOWN if len(word) > 1 and word.isalpha()), key=len, reverse=True)
 _ONLY_WORDS = {"even", "odd", "true", "false", "yes", "no", "none", "positive", "negative"}
 
-_PERCENT = re.compile(r"\s*(?:\\?%|\\text\{\s*(?:percent|percentage|pct|per cent)\s*\}|\b(?:percent|percentage|pct)\b)\s*$")
+_PERCENT = re.compile(
+    r"\s*(?:\\?%|\\text\{\s*(?:percent|percentage|pct|per cent)\s*\}|\b(?:percent|percentage|pct)\b)\s*$"
+)
 _TEXT_UNIT = re.compile(
     r"(?:(?:\s*/\s*|\s*\\cdot\s*|\s*)\\text\{[^{}]*[A-Za-z$][^{}]*\}\s*(?:\^\{?-?\d\}?)?)+\s*$|"
     r"\s*\\frac\{\s*\\text\{[^{}]*\}\s*\}\{\s*\\text\{[^{}]*\}(?:\^\{?\d\}?)?\s*\}\s*$"
@@ -37,7 +39,9 @@ _PLAIN_UNIT = re.compile(
 )  # fmt: skip
 _PLAIN_NOUNS = re.compile(r"(?<=[\d})])((?:\s+[A-Za-z][A-Za-z-]{2,}){1,5})\s*$")
 _DEGREE = re.compile(r"\s*\\degree\s*(?:[CFK](?![A-Za-z])|\\text\{\s*[CF]\s*\})?\s*$")
-_CURRENCY = re.compile(r"^([-+]?)\s*(?:\\\$|\\text\{\s*\\?\$\s*\}|\\euro|€|£|\\pounds|\\text\{USD\}|USD\s|Rs\.?\s)\s*|\s*(?:\\\$|€|£)\s*$")
+_CURRENCY = re.compile(
+    r"^([-+]?)\s*(?:\\\$|\\text\{\s*\\?\$\s*\}|\\euro|€|£|\\pounds|\\text\{USD\}|USD\s|Rs\.?\s)\s*|\s*(?:\\\$|€|£)\s*$"
+)
 
 _DECIMAL = re.compile(r"([-+]?)\s*(\d+)(?:\.(\d*))?(?:\s*\\cdot\s*10\s*(?:\^\{\s*([-+]?\d{1,4})\s*\})?)?")
 _FRACTION = re.compile(r"([-+]?)\s*(?:\\frac\{\s*([-+]?\d+)\s*\}\{\s*([-+]?\d+)\s*\}|([-+]?\d+)\s*/\s*(\d+))")
@@ -138,7 +142,13 @@ def _without_unit(text: str) -> tuple[str, str]:
     currency = _CURRENCY.search(text)
     unit = ""
     if currency and currency.end() - currency.start() < len(text):
-        unit = "euro" if "€" in currency[0] or "euro" in currency[0] else "gbp" if re.search("£|pound", currency[0]) else "$"
+        unit = (
+            "euro"
+            if "€" in currency[0] or "euro" in currency[0]
+            else "gbp"
+            if re.search("£|pound", currency[0])
+            else "$"
+        )
         text = _CURRENCY.sub(lambda match: match[1] or "", text).strip()
     degree = _DEGREE.search(text)
     if degree and not re.search(r"\\(?:sin|cos|tan|sec|csc|cot)(?![A-Za-z])", text):
@@ -147,7 +157,11 @@ def _without_unit(text: str) -> tuple[str, str]:
         match = pattern.search(text)
         if match and match.start() > 0 and re.search(r"\d|\\pi|[a-z]$", text[: match.start()]):
             words = re.sub(r"\\text|\\frac|\\cdot", " ", match[0])
-            words = re.sub(r"[{}()]", " ", words.replace("}{", "/")) if "frac" in match[0] else re.sub(r"[{}()]", " ", words)
+            words = (
+                re.sub(r"[{}()]", " ", words.replace("}{", "/"))
+                if "frac" in match[0]
+                else re.sub(r"[{}()]", " ", words)
+            )
             if words.strip().lower() in _ONLY_WORDS:
                 break
             rest = text[: match.start()].strip().removesuffix(r"\cdot").strip()

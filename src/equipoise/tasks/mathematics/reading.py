@@ -19,7 +19,8 @@ MAX_LENGTH = 4000  # characters of an answer
 MAX_ITEMS = 200
 
 _ENVIRONMENT = re.compile(
-    r"(-?)\s*\\begin\{([a-zA-Z]*matrix\*?|cases|array|aligned|align\*?)\}(?:\s*\{[lcr|\s]*\})?(.*)\\end\{\2\}", re.DOTALL
+    r"(-?)\s*\\begin\{([a-zA-Z]*matrix\*?|cases|array|aligned|align\*?)\}(?:\s*\{[lcr|\s]*\})?(.*)\\end\{\2\}",
+    re.DOTALL,
 )
 _KINDS = {"v": "determinant", "V": "determinant", "c": "cases", "a": "cases"}
 _SPACE_BETWEEN = re.compile(r"\\(?:quad|qquad)(?![A-Za-z])")
@@ -256,6 +257,8 @@ def _single(text: str) -> Form | None:
     if r"\ldots" in text:
         return Literal("open list", re.sub(r"\s", "", text))
     found = quantity(without_thousands(text))
-    if re.fullmatch(r"[-+/^_.,:!?|\s]*", found.latex) or re.search(r"\\(?:begin|end|cup|cap|mid)(?![A-Za-z])|[&;?]|\d'", text):
+    if re.fullmatch(r"[-+/^_.,:!?|\s]*", found.latex) or re.search(
+        r"\\(?:begin|end|cup|cap|mid)(?![A-Za-z])|[&;?]|\d'", text
+    ):
         return None
     return None if len(split(found.latex, {","})) > 1 else found

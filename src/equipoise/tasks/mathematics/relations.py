@@ -57,7 +57,11 @@ def is_name(text: str) -> bool:
     inside = enclosed(text)
     if inside is not None and inside[0] == "(":
         return all(is_name(piece) for _, piece in split(inside[1], {","}))
-    return (not _NO_NAME.match(text) or bool(re.fullmatch(r"\\(?:sin|cos|tan)\s*\(?(?:\\angle\s*)?[A-Z]{1,3}\)?", text))) and bool(_NAME.fullmatch(text)) and text != "e"
+    return (
+        (not _NO_NAME.match(text) or bool(re.fullmatch(r"\\(?:sin|cos|tan)\s*\(?(?:\\angle\s*)?[A-Z]{1,3}\)?", text)))
+        and bool(_NAME.fullmatch(text))
+        and text != "e"
+    )
 
 
 def _membership(sides: list[str], form: Callable[[str], Form | None]) -> Form | None:
@@ -130,7 +134,11 @@ def _inequality(operators: list[str], sides: list[str]) -> Form | None:
         return Region((sets.Span(f"-({bound})", closed, bound, closed),), absolute[1])
     if _is_variable(left) and (sets.is_real(bound) or not _mentions(bound, left)):
         closed = operator in ("<=", ">=")
-        span = sets.Span(r"-\infty", False, bound, closed) if operator[0] == "<" else sets.Span(bound, closed, r"\infty", False)
+        span = (
+            sets.Span(r"-\infty", False, bound, closed)
+            if operator[0] == "<"
+            else sets.Span(bound, closed, r"\infty", False)
+        )
         return Region((span,), left)
     return Relation(operator, left, right) if operator[0] == "<" else Relation(_FLIPPED[operator], right, left)
 

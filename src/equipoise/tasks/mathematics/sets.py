@@ -35,7 +35,10 @@ REALS = (Span(_MINUS, False, _PLUS, False),)
 _POSITIVE, _NEGATIVE = (Span("0", False, _PLUS, False),), (Span(_MINUS, False, "0", False),)
 _NAMED = {r"\mathbb{R}": REALS} | {
     rf"\mathbb{{R}}{script}": span
-    for span, scripts in ((_POSITIVE, ("^+", "^{+}", "_+", "_{+}", "_{>0}")), (_NEGATIVE, ("^-", "^{-}", "_-", "_{-}", "_{<0}")))
+    for span, scripts in (
+        (_POSITIVE, ("^+", "^{+}", "_+", "_{+}", "_{>0}")),
+        (_NEGATIVE, ("^-", "^{-}", "_-", "_{-}", "_{<0}")),
+    )
     for script in scripts
 }
 
@@ -136,7 +139,10 @@ def difference(regions: list[tuple[Span, ...]]) -> tuple[Span, ...] | None:
         return None
     result: tuple[Span, ...] | None = regions[0]
     for span in (span for region in regions[1:] for span in region):
-        outside = (Span(_MINUS, False, span.low, not span.low_closed), Span(span.high, not span.high_closed, _PLUS, False))
+        outside = (
+            Span(_MINUS, False, span.low, not span.low_closed),
+            Span(span.high, not span.high_closed, _PLUS, False),
+        )
         result = intersection([result, outside]) if result is not None else None
     return result
 

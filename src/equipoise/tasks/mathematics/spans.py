@@ -52,7 +52,7 @@ def argument(text: str, start: int) -> tuple[str, int] | None:
     return text[start], start + 1
 
 
-def replaced_commands(text: str, names: str, count: int, form) -> str:  # noqa: ANN001
+def replaced_commands(text: str, names: str, count: int, form) -> str:
     r"""The text in which `\name` and its `count` arguments are replaced by form(name, *arguments), innermost last.
 
     Args:

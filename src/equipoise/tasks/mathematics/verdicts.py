@@ -10,6 +10,7 @@ from .quantities import Quantity
 from .reading import MAX_DEPTH, TooDeepError, read
 from .spans import depth
 
+
 def verdict(text: str, golds: list[str]) -> tuple[str, str]:
     r"""(outcome, reason) of a completion.
 
