@@ -1,7 +1,7 @@
 """Verdicts on answers that people labelled, beside math-verify alone: counted by `benchmarks/verification.py`.
 
-A file has one JSON object per line: {"kind", "gold", "answer", "right", "disputable"}; answers of the kind "hostile" are
-to cost whoever judges them time or memory. Labels that people may argue about are counted apart.
+A file has one JSON object per line: {"kind", "gold", "answer", "right", "disputable"}; answers of the kind "hostile"
+are to cost whoever judges them time or memory. Labels that people may argue about are counted apart.
 """
 
 import json
@@ -58,7 +58,8 @@ def counts(judge: str, rows: Sequence[dict], accepts: Callable[[str, str], bool]
     hostile = [(row, v) for row, v in judged if row["kind"] == "hostile"]
     return Counts(
         judge, len(firm), sum(right == v for right, v in firm), sum(v and not right for right, v in firm),
-        sum(right and not v for right, v in firm), len(disputed), sum(right == v for right, v in disputed), len(hostile),
+        sum(right and not v for right, v in firm), len(disputed), sum(right == v for right, v in disputed),
+        len(hostile),
         sum(v and not row["right"] for row, v in hostile),
         round(max((s for s, row in zip(seconds, rows, strict=True) if row["kind"] == "hostile"), default=0.0), 1),
     )  # fmt: skip

@@ -86,8 +86,8 @@ def _check_forms(task: Task, template: str) -> None:
             read = forms_read(part)
             if asked and read is not None and not asked & read:
                 raise InputError(
-                    f"prompt_template asks for an answer in the form {' or '.join(sorted(asked))}, and the reward of the"
-                    f" task {name} reads {' or '.join(sorted(read))} alone"
+                    f"prompt_template asks for an answer in the form {' or '.join(sorted(asked))}, and the reward of"
+                    f" the task {name} reads {' or '.join(sorted(read))} alone"
                 )
 
 

@@ -16,8 +16,10 @@ _FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$((?:\\.|[^$\\\n])+?)(?<!\\)\$|\\\
 _NUMBER = re.compile(
     r"(?<![\w.^{\\])[-+−]?(?:[$€£]\s?)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+)?(?:[eE][-+]?\d+)?(?:\s*/\s*\d+)?\s*(?:%|percent\b|°)?(?![a-fi-ln-rt-z]\b)"
 )
-_JOINT = re.compile(r"[\s$.]*(?:\\[()\[\]])?[\s$]*(?:,|;|&|and|or|\\text\{\s*(?:and|or)\s*\})?(?:,?\s*(?:and|or))?[\s$]*(?:\\[()\[\]])?[\s$]*"
-                    r"(?:[A-Za-z](?:_\{?\w+\}?)?\s*=\s*)?\s*")  # fmt: skip
+_JOINT = re.compile(
+    r"[\s$.]*(?:\\[()\[\]])?[\s$]*(?:,|;|&|and|or|\\text\{\s*(?:and|or)\s*\})?(?:,?\s*(?:and|or))?[\s$]*"
+    r"(?:\\[()\[\]])?[\s$]*(?:[A-Za-z](?:_\{?\w+\}?)?\s*=\s*)?\s*"
+)
 _BARE = re.compile(r"(?!.*[a-z]{2,}\s+[a-z]{2,})[^\w\s]*[\d.,/^*()√π\sa-z=<>≤≥½¼¾²³%°+\-−\\{}]*[^\w\s]*", re.DOTALL)
 _HEDGE = re.compile(r"\bor\b", re.IGNORECASE)
 _SUFFIX = re.compile(

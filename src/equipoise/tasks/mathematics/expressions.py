@@ -81,9 +81,7 @@ def bits(expression: Any) -> float:
         size = _magnitude(exponent)
         return max(parts[0] if isinstance(expression, sympy.Pow) else 2.0, 1.0) * max(size, 1.0) + max(parts)
     if isinstance(expression, sympy.Pow | sympy.exp) and expression.exp.is_Rational:
-        return max(parts) + abs(expression.exp.p / expression.exp.q) * (
-            2000 if isinstance(expression.base, sympy.Add) else 10
-        )
+        return max(parts) + _magnitude(expression.exp) * (2000 if isinstance(expression.base, sympy.Add) else 10)
     if isinstance(expression, sympy.factorial | sympy.binomial | sympy.gamma) and not expression.free_symbols:
         size = _magnitude(expression.args[0])
         return max(max(parts), size * math.log2(size + 2))
@@ -111,9 +109,13 @@ def _length(expression: Any) -> float:
     name, lower, upper = expression.limits[0]
     if upper.is_infinite or upper.free_symbols:
         return 0.0
-    if isinstance(expression, sympy.Sum) and sympy.sympify(expression.function).is_polynomial(name):
+    if isinstance(expression, sympy.Sum) and _is_polynomial(expression.function, name):
         return 0.0  # it has a closed form
     return abs(_magnitude(upper) - _magnitude(lower))
+
+
+def _is_polynomial(expression: Any, name: Any) -> bool:
+    return bool(expression.is_polynomial(name))
 
 
 def check_size(expression: Any) -> None:

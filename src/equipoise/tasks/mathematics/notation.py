@@ -142,7 +142,7 @@ def _plain_words(text: str) -> str:
         word = match[1]
         if word in FUNCTIONS or word.lower() in ("asin", "acos", "atan"):
             return "\\" + (f"arc{word[1:]}" if word in ("asin", "acos", "atan") else word) + " "
-        return _WORDS_OF_PLAIN_TEXT.get(word, match.group())
+        return _WORDS_OF_PLAIN_TEXT.get(word, str(match[0]))
 
     pieces = re.split(r"(\\[A-Za-z]+\s*\{[^{}]*\}|\\[A-Za-z]+)", text)
     plain = [

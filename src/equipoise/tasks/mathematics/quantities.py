@@ -1,4 +1,4 @@
-r"""One quantity: an exact number or an expression, with the unit, the percent sign and the digits it was written with."""
+r"""One quantity: an exact number or an expression, with its unit, percent sign and number of digits."""
 
 import re
 from dataclasses import dataclass
@@ -89,7 +89,7 @@ def quantity(text: str) -> Quantity:
 
 
 def number_of(text: str) -> tuple[Fraction | None, int]:
-    r"""(exact value, significant digits) of -3, 2.50, \frac{1}{2}, 1/2, 1.6\cdot 10^{-19}, 1,000; (None, 0) of others."""
+    r"""(exact value, significant digits) of -3, 2.50, \frac{1}{2}, 1/2, 1.6\cdot 10^{-19}; (None, 0) of more."""
     while len(text) > 2 and text[0] == "(" and text[-1] == ")" and "(" not in text[1:]:
         text = text[1:-1].strip()
     while len(text) > 2 and text[0] == "{" and text[-1] == "}" and "{" not in text[1:]:

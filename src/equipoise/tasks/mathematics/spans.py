@@ -79,9 +79,9 @@ def replaced_commands(text: str, names: str, count: int, form) -> str:
 
 
 def tokens(text: str) -> Iterator[tuple[str, int, int]]:
-    """(token, index, level) for every character or command; the level is that outside of the token's own bracket.
+    r"""(token, index, level) for every character or command; the level is that outside of the token's own bracket.
 
-    Brackets of any kind open and close, so that half-open intervals balance; so do environments and \\{ \\}.
+    Brackets of any kind open and close, so that half-open intervals balance; so do environments and \{ \}.
     """
     index = level = 0
     while index < len(text):

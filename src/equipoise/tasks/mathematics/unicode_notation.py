@@ -23,7 +23,8 @@ _SYMBOLS = {
     "→": r"\to ", "⇒": r"\Rightarrow ", "⟹": r"\Rightarrow ", "∣": r"\mid ", "⌊": r"\lfloor ", "⌋": r"\rfloor ",
     "⌈": r"\lceil ", "⌉": r"\rceil ", "⟨": r"\langle ", "⟩": r"\rangle ", "∑": r"\sum ", "∏": r"\prod ",
     "∫": r"\int ", "∠": r"\angle ", "‰": "/1000", "“": '"', "”": '"', "‘": "'", "’": "'", "„": '"', "∧": ",",
-    "ℓ": r"\ell ", "。": ".", "，": ",", "、": ",", "【": " ", "】": " ", "∂": r"\partial ", "∆": r"\Delta ", "■": "", "□": "", "∎": "",
+    "ℓ": r"\ell ", "。": ".", "，": ",", "、": ",", "【": " ", "】": " ", "∂": r"\partial ", "∆": r"\Delta ",
+    "■": "", "□": "", "∎": "",
 }  # fmt: skip
 _TABLE = str.maketrans(_SYMBOLS | {letter: rf"\{name} " for letter, name in _GREEK.items()})
 _ROOT = re.compile(r"([√∛∜])\s*(\{[^{}]*\}|\([^()]*\)|\d+(?:\.\d+)?|\\[A-Za-z]+|[A-Za-z])")

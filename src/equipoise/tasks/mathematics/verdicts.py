@@ -42,7 +42,8 @@ def warm() -> None:
     r"""Imports what the first expression would import, and fills the tables that the parser makes as it goes."""
     for gold, answer in (
         (r"\frac{\sqrt{2}x^{2}+1}{2\pi}", r"\frac{1}{2\pi}(x^{2}\sqrt{2}+1)"),
-        (r"2\sin(x)\cos(x)e^{-t}", r"e^{-t}\sin 2x"), (r"2\ln 3", r"\log_{2} 5"), (r"(\sqrt{2}, \infty)", r"x > \sqrt{2}"),
+        (r"2\sin(x)\cos(x)e^{-t}", r"e^{-t}\sin 2x"), (r"2\ln 3", r"\log_{2} 5"),
+        (r"\frac{\pi^{2}}{6}", r"\sum_{n=1}^{\infty}\frac{1}{n^{2}}"), (r"(\sqrt{2}, \infty)", r"x > \sqrt{2}"),
     ):  # fmt: skip
         verdict(rf"\boxed{{{answer}}}", [gold])
 

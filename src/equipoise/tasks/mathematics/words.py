@@ -14,7 +14,8 @@ _LIKE_WORDS = re.compile(r"[A-Za-z]{4,}|[A-Za-z]{2,}\s+[A-Za-z]{2,}")
 _EMPTY = {"no solution", "no solutions", "no real solution", "no real solutions", "empty set", "the empty set"}
 _REALS = {"all real numbers", "all reals", "all real", "the real numbers", "real numbers", "any real number"}
 _SPOKEN = re.compile(
-    r"^(?:so |thus |therefore |hence )?(?:the )?(?:final |correct )?(?:answer|choice|option)(?: is|:)?:?\s*", re.IGNORECASE
+    r"^(?:so |thus |therefore |hence )?(?:the )?(?:final |correct )?(?:answer|choice|option)(?: is|:)?:?\s*",
+    re.IGNORECASE,
 )  # fmt: skip
 _CHOICE = re.compile(r"\(?\s*\\text\{\(?\s*([A-Z])\s*[.):]*\s*\}\s*\)?[.:]?\s*(.*)|\(([A-Z])\)\s*(.*)")
 _NUMBER_WITH_UNIT = re.compile(r"[-+(\[.\d]|\\text\{\s*[-+]?\d")
@@ -25,7 +26,8 @@ _BASES = {
 }  # fmt: skip
 _BASED = re.compile(
     r"(-?[0-9A-F]*\d[0-9A-F]*|\(\d+\)|\\text\{[0-9A-F]+\})\s*"
-    r"(?:_\s*\{?\s*\(?\s*(\d+|\\text\{\s*(?:base\s*)?(\w+)\s*\})\s*\)?\s*\}?|\\text\{\s*\(?(?:in )?base[- ](\w+)\)?\s*\})"
+    r"(?:_\s*\{?\s*\(?\s*(\d+|\\text\{\s*(?:base\s*)?(\w+)\s*\})\s*\)?\s*\}?|"
+    r"\\text\{\s*\(?(?:in )?base[- ](\w+)\)?\s*\})"
 )
 
 
