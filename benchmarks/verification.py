@@ -2,12 +2,14 @@
 
 10,000 completions of a few hundred words that end in a boxed or free answer, against answers as data sets have them:
 integers mostly, fractions, roots, decimals, tuples, sets, intervals, polynomials, text. Half of them are right, one in
-fifty has no answer, one in a thousand is hostile (half of those cost the whole time limit). Appends a CSV row; the
-processor time of the workers is there to tell a slow verifier from a busy machine.
+fifty has no answer, one in a thousand is hostile. Appends a CSV row; the processor time of the workers is there to tell
+a slow verifier from a busy machine. Then the answers of a file that people labelled, beside math-verify alone: verdicts
+right, false positives, false negatives (`--labelled FILE`; `--skip_timing` for those alone).
 """
 
 import argparse
 import csv
+import dataclasses
 import platform
 import random
 import resource
@@ -15,9 +17,13 @@ import subprocess
 import time
 from pathlib import Path
 
+from verification_labels import MathVerifyAlone, counts, labelled, ours
+
 from equipoise.tasks.verification import VerifierPool
 
 RESULTS = Path(__file__).parent / "results" / "verification.csv"
+LABEL_RESULTS = Path(__file__).parent / "results" / "verification_labels.csv"
+LABELLED = Path(__file__).resolve().parents[2] / "shared" / "data" / "verdicts.jsonl"
 
 SENTENCE = "so we have that the sum of all $n_i$ is then by symmetry equal to $\\frac{a+b}{2}$ and therefore"
 
@@ -33,7 +39,10 @@ KINDS = [  # weight, (answer, spelt otherwise, wrong)
     (2, lambda g: (rf"{(n := g.randrange(1, 20))}\pi", rf"{n} \pi", r"3.14")),
     (2, lambda g: (r"\text{Monday}", r"\text{Monday}", r"\text{Friday}")),
 ]
-HOSTILE = ["9**9**9**9", r"\boxed{9^{9^{9^{9}}}}", "(" * 5000, r"\boxed{" * 3000]
+HOSTILE = [
+    "9**9**9**9", r"\boxed{9^{9^{9^{9}}}}", "(" * 5000, r"\boxed{" * 3000,
+    r"\boxed{\int_{0}^{1} \frac{\sin(x^x)}{x^x+\cos x} dx}",
+]  # fmt: skip
 
 
 def completions(count: int, seed: int) -> tuple[list[str], list[list[str]]]:
@@ -60,7 +69,29 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--labelled", type=Path, default=LABELLED)
+    parser.add_argument("--skip_timing", action="store_true")
     options = parser.parse_args()
+    if not options.skip_timing:
+        time_verdicts(options)
+    if options.labelled.exists():
+        compare_verdicts(options.labelled)
+    else:
+        print(f"{options.labelled} is not there: no labelled answers were judged")
+
+
+def compare_verdicts(path: Path) -> None:
+    rows = labelled(path)
+    pool, alone = VerifierPool(1), MathVerifyAlone()
+    for name, judge in (("equipoise", ours(pool)), ("math-verify", alone)):
+        found = counts(name, rows, judge)
+        print(found)
+        _append(LABEL_RESULTS, {"commit": _commit(), "answers": len(rows)} | dataclasses.asdict(found))
+    pool.close()
+    alone.close()
+
+
+def time_verdicts(options: argparse.Namespace) -> None:
     texts, golds = completions(options.count, options.seed)
     pool = VerifierPool(options.workers)
     begin = time.perf_counter()
@@ -68,16 +99,23 @@ def main() -> None:
     seconds = time.perf_counter() - begin
     pool.close()  # the processor time of the workers is known once they have ended
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
     outcomes = ("correct", "wrong", "unparsable", "timeout", "error", "bad_gold")
     row = {
-        "commit": commit, "machine": platform.machine(), "python": platform.python_version(), "count": options.count,
+        "commit": _commit(), "machine": platform.machine(), "python": platform.python_version(), "count": options.count,
         "workers": options.workers, "seed": options.seed, "seconds": round(seconds, 1),
         "processor_seconds": round(used.ru_utime + used.ru_stime, 1),
     } | {outcome: pool.counts[outcome] for outcome in outcomes}  # fmt: skip
     print(row)
-    new = not RESULTS.exists()
-    with RESULTS.open("a", newline="") as file:
+    _append(RESULTS, row)
+
+
+def _commit() -> str:
+    return subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
+
+
+def _append(path: Path, row: dict) -> None:
+    new = not path.exists()
+    with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, row, lineterminator="\n")
         if new:
             writer.writeheader()

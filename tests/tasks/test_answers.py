@@ -1,5 +1,6 @@
 """The self-test before training: every expected answer must be one that the reward accepts."""
 
+import re
 import sys
 import types
 
@@ -25,11 +26,53 @@ def test_answers_of_all_kinds_verify_themselves():
     check_answers("math", data(["1", "2"], ["3"]), "d")
 
 
-def test_every_row_that_cannot_be_parsed_is_listed():
-    with pytest.raises(InputError, match=r"^d, row 2, column 'answer': .*, got 'no idea'; so are those of the rows 4$"):
-        check_answers("math", data("1", "no idea", "2", "none at all"), "d")
+UNREADABLE = r"\frac{1}{"
+
+
+def test_every_row_that_cannot_be_read_is_listed():
+    with pytest.raises(InputError, match=r"^d, row 2, column 'answer': .* read, got .*; so are those of the rows 4 \("):
+        check_answers("math", data("1", UNREADABLE, "2", "(1,2"), "d")
     with pytest.raises(InputError, match="^d, row 1, column 'answer'"):
-        check_answers("math + 0.1*format", data(["1", "no idea"]), "d")
+        check_answers("math + 0.1*format", data(["1", UNREADABLE]), "d")
+
+
+def test_a_few_rows_that_cannot_be_verified_are_left_out_and_listed(caplog):
+    rows = data(*["7"] * 149, UNREADABLE, "", *["x"] * 149)
+    kept = check_answers("math", rows, "d")
+    assert kept["answer"][:] == ["7"] * 149 + ["x"] * 149
+    (message,) = caplog.messages
+    assert message.startswith("d: 2 of 300 rows are left out")
+    assert "row 150" in message
+    assert "row 151" in message
+    with pytest.raises(InputError, match="^d, row 150, .* so are those of the rows 151$"):
+        check_answers("math", rows, "d", unverifiable_golds="refuse")
+    with pytest.raises(InputError, match=r"\(2 of 152 rows, at most 1% may be left out\)"):
+        check_answers("math", rows.select(range(152)), "d")
+    with pytest.raises(InputError, match="unverifiable_golds must be one of drop, refuse, got 'keep'"):
+        check_answers("math", rows, "d", unverifiable_golds="keep")
+
+
+def test_a_gold_that_loses_a_part_when_it_is_read_is_refused(monkeypatch):
+    """As if a reader took the last number of everything: the gold is equal to itself, and to others as well."""
+    original = VerifierPool.verdicts
+
+    def last_number(self, texts, golds, **settings):
+        def bare(text):
+            return (re.findall(r"\d+", text) or [""])[-1]
+
+        return original(
+            self, [rf"\boxed{{{bare(t)}}}" for t in texts], [[bare(g) for g in gold] for gold in golds], **settings
+        )
+
+    check_answers("math", data(r"\begin{pmatrix} 2 \\ 1 \end{pmatrix}", "(3, 4)", "5"), "d")
+    monkeypatch.setattr(VerifierPool, "verdicts", last_number)
+    with pytest.raises(InputError, match=r"^d, row 1, .* it cannot be told from .*-\(5\)"):
+        check_answers("math", data("5"), "d")
+
+
+def test_empty_answers_are_for_math_alone():
+    with pytest.raises(InputError, match="^d, row 2, column 'answer': the answer must not be empty"):
+        check_answers("exact", data("a", " "), "d")
 
 
 def test_an_answer_that_does_not_verify_itself_is_refused(monkeypatch):
@@ -40,7 +83,7 @@ def test_an_answer_that_does_not_verify_itself_is_refused(monkeypatch):
         return [Verdict("timeout", "slow") if gold == ["7"] else v for gold, v in zip(golds, verdicts, strict=True)]
 
     monkeypatch.setattr(VerifierPool, "verdicts", strict)
-    message = r"d, row 3, .* does not accept the answer as an answer to itself, got '7' \(timeout: slow\)$"
+    message = r"d, row 3, .* not accepted as an answer to itself: slow, got '7'"
     with pytest.raises(InputError, match=message):
         check_answers("math", data("5", "6", "7", "8"), "d")
 

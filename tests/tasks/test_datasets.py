@@ -300,3 +300,43 @@ def test_a_hub_that_fails_is_one_line(monkeypatch, error):
 def test_a_split_that_is_no_table_is_refused(monkeypatch):
     hub(monkeypatch, {"train": None})
     assert refusal("owner/name") == "owner/name: split 'train' is no single table of rows, got dict"
+
+
+def test_half_a_character_is_one_line(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"prompt": "a", "answer": "1"}\n{"prompt": "b \\ud800", "answer": "2"}\n')
+    with pytest.raises(InputError, match=r"a\.jsonl, line 2, column 'prompt': must be text that UTF-8 can hold"):
+        load_examples(str(path))
+    path.write_text('{"prompt": "a", "answer": "1", "other": {"\\udfff": [1]}}\n')
+    with pytest.raises(InputError, match=r"line 1, column 'other': must be text"):
+        load_examples(str(path))
+    path.write_text('{"prompt": "\\ud83d\\ude00", "answer": "2"}\n')
+    assert load_examples(str(path))["prompt"][0] == "\U0001f600"
+
+
+def test_columns_that_a_data_set_cannot_hold_are_named(tmp_path):
+    path = tmp_path / "m.parquet"
+    kind = pyarrow.list_(pyarrow.struct([("m", pyarrow.map_(pyarrow.string(), pyarrow.int64()))]))
+    values = pyarrow.array([[{"m": [("k", 1)]}]], type=kind)
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": ["a"], "answer": ["1"], "extra": values}), path)
+    with pytest.raises(InputError, match=r"m\.parquet: column 'extra' has the type .*map<"):
+        load_examples(str(path))
+
+
+@pytest.mark.parametrize(
+    "metadata", [b"{broken", b"\xff", b"[]", b'{"info": 3}', b'{"info": {"features": {"prompt": {"_type": "Nope"}}}}']
+)
+def test_damaged_metadata_is_one_line(tmp_path, metadata):
+    path = tmp_path / "h.parquet"
+    table = pyarrow.table({"prompt": ["a"], "answer": ["1"]}).replace_schema_metadata({b"huggingface": metadata})
+    pyarrow.parquet.write_table(table, path)
+    with pytest.raises(InputError, match=r"^[^\n]*h\.parquet: its columns or its metadata [^\n]*$"):
+        load_examples(str(path))
+
+
+def test_rows_without_an_answer_are_kept_on_request(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"prompt": "a", "answer": "1"}\n{"prompt": "b", "answer": ""}\n{"prompt": "c"}\n')
+    assert load_examples(str(path), empty_answers=True)["answer"][:] == ["1", "", ""]
+    with pytest.raises(InputError, match="line 2, column 'answer': the answer must not be empty"):
+        load_examples(str(path))

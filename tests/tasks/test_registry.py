@@ -43,6 +43,16 @@ def test_reasoning_gym_brings_examples_and_their_scorer():
     assert task.reward(prompts=[[]], completions=chat, entry=[row["entry"]]) == [1.0]
 
 
+def test_a_template_must_ask_for_what_the_reward_reads():
+    task = named_task(CHAIN + "&size=3&held_out=0")
+    with pytest.raises(InputError, match="form boxed, and the reward of the task .* reads answer_tags alone"):
+        templated(task, "boxed")
+    with pytest.raises(InputError, match="form boxed"):
+        named_task(f"0.5*{CHAIN}&size=3&held_out=0 + 0.5*ladder", template=r"{prompt} Put it into \boxed{}.")
+    assert "<answer>" in templated(task, "answer_tags").train["prompt"][0]
+    assert templated(task, "Answer shortly: {prompt}").train["prompt"][0].startswith("Answer shortly")
+
+
 def test_no_held_out_prompt_of_reasoning_gym_is_trained_on(caplog):
     with caplog.at_level(logging.WARNING):
         task = named_task(CHAIN + "&size=2000&held_out=50")
@@ -182,10 +192,40 @@ def test_parameters_that_do_not_fit_the_data(tmp_path, query, message):
 
 def test_answers_that_do_not_parse_are_listed_before_training(tmp_path):
     path = tmp_path / "bad.jsonl"
-    answers = ["1", "no idea", "2", *["nothing of the kind"] * 2, *[f"word number {chr(97 + i) * 3}" for i in range(9)]]
+    answers = ["1", "(1,2", "2", *["(1,2"] * 2, *[rf"\frac{{{i}}}{{" for i in range(9)]]
     path.write_text("".join(json.dumps({"prompt": f"{i}?", "answer": a}) + "\n" for i, a in enumerate(answers)))
-    with pytest.raises(InputError, match=r"row 2, column 'answer': .* so are those of the rows 4, 6, 7, 8 and 6 more$"):
+    with pytest.raises(
+        InputError, match=r"row 2, column 'answer': .* of the rows 4, 5, 6, 7 and 7 more \(12 of 14 rows"
+    ):
         named_task(f"data:{path}")
+
+
+def test_a_row_that_cannot_be_verified_is_left_out_or_refused_as_asked(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    answers = [*["2"] * 120, "(1,2"]
+    path.write_text("".join(json.dumps({"prompt": f"{i}?", "answer": a}) + "\n" for i, a in enumerate(answers)))
+    assert len(named_task(f"data:{path}").train) == 120
+    with pytest.raises(InputError, match="row 121, column 'answer'"):
+        named_task(f"data:{path}?unverifiable_golds=refuse")
+
+
+@pytest.mark.parametrize(
+    ("truth", "answers"),
+    [
+        ('["42", "6*7"]', ["42", "6*7"]),
+        ("(3, 4)", ["(3, 4)"]),
+        ("[1,2]", ["[1,2]"]),
+        ("1,000", ["1,000"]),
+        ("42", ["42"]),
+    ],
+)
+def test_lists_written_as_text_are_those_of_texts(tmp_path, truth, answers):
+    path = tmp_path / "s.jsonl"
+    path.write_text(json.dumps({"prompt": "a", "reward_model": {"ground_truth": truth}}))
+    task = named_task(f"skywork_or1_math?path={path}")
+    assert task.train["answer"][:] == [answers]
+    assert task.reward(prompts=["a"], completions=[rf"\boxed{{{answers[0]}}}"], answer=[answers]) == [1.0]
+    assert task.reward(prompts=["a"], completions=[r"\boxed{3}"], answer=[answers]) == [0.0]
 
 
 def test_a_list_of_answers_that_is_empty_is_refused(tmp_path):

@@ -12,6 +12,7 @@ from datasets import Dataset
 
 from equipoise.errors import InputError
 from equipoise.tasks import check_answers, checked, reward_function, rewards
+from equipoise.tasks.rewards import forms_read
 from equipoise.tasks.task import MAX_REWARD
 
 
@@ -92,7 +93,7 @@ def test_math_reward_outside_the_main_thread():
 
 
 def test_math_reward_leaves_unparsable_answers_unscored():
-    assert score("math", ["1", "1"], ["no idea", "1"]) == [None, 1]
+    assert score("math", ["1", "1"], [r"\frac{1}{", "1"]) == [None, 1]
 
 
 def test_answers_are_checked_before_training():
@@ -100,16 +101,29 @@ def test_answers_are_checked_before_training():
         {"answer": ["1", r"\sqrt{2}", "x+1", r"\boxed{3}", "5 apples", r"\text{Monday}", "(1, 2)"]}
     )
     check_answers("math", usable, "train.jsonl")
-    dataset = Dataset.from_dict({"answer": ["1", "about the\nsame " + "x" * 100]})
+    dataset = Dataset.from_dict({"answer": ["1", "\\frac{1}{\n" + "x" * 100]})
     check_answers("exact", dataset, "train.jsonl")
     with pytest.raises(InputError) as caught:
         check_answers("math", dataset, "train.jsonl")
     message = str(caught.value)
     assert message.startswith(
-        "train.jsonl, row 2, column 'answer': the reward \"math\" needs an answer that math-verify can"
+        "train.jsonl, row 2, column 'answer': must be an answer that the reward \"math\" can verify"
     )
-    assert message.endswith("xxx…")
     assert "\n" not in message
+    assert len(message) < 250
+
+
+@pytest.mark.parametrize("reward", ["math", "exact"])
+def test_what_a_template_asks_for_is_read(reward):
+    texts = [
+        "<answer>7</answer>",
+        "3 plus 4 is 12. <answer> 7 </answer>",
+        r"so \boxed{7}",
+        "<think>\\boxed{7}</think> 8",
+    ]
+    assert score(reward, texts, ["7"] * 4) == [1, 1, 1, 0]
+    assert score(reward, texts[:2], ["12"] * 2) == [0, 0]
+    assert forms_read(reward_function(f"{reward} + 0.1*format")) == {"boxed", "answer_tags"}
 
 
 def test_built_in_names_are_those_of_trl_metrics():

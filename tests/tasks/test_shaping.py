@@ -59,16 +59,16 @@ def test_sums_with_weights_are_logged_by_term():
         prompts=[""] * 3, completions=completions, completion_ids=ids(2, 3, 4), answer=["2"] * 3,
         log_metric=logged.__setitem__,
     )  # fmt: skip
-    assert values == pytest.approx([0.1, 2 + 0.5, 1.0])
-    assert logged == pytest.approx({"reward/exact": 1 / 3, "reward/format": 1 / 3, "reward/overlong": -0.5})
+    assert values == pytest.approx([2 + 0.1, 2 + 0.5, 1.0])
+    assert logged == pytest.approx({"reward/exact": 2 / 3, "reward/format": 1 / 3, "reward/overlong": -0.5})
     verifier = verifier_function("2*exact + 0.1*format")
-    assert verifier(prompts=[""] * 3, completions=completions, answer=["2"] * 3) == [0.0, 1.0, 0.0]
+    assert verifier(prompts=[""] * 3, completions=completions, answer=["2"] * 3) == [1.0, 1.0, 0.0]
 
 
 def test_an_unscored_term_leaves_the_sum_unscored():
     reward = reward_function("math + format")
     logged = {}
-    columns = {"prompts": ["", ""], "completions": [r"\boxed{1}", r"\boxed{1}"], "answer": ["no idea", "1"]}
+    columns = {"prompts": ["", ""], "completions": [r"\boxed{1}", r"\boxed{1}"], "answer": [r"\frac{1}{", "1"]}
     assert reward(**columns, log_metric=logged.__setitem__) == [None, 2.0]
     assert logged["reward/math"] == 1.0
     assert logged["verification/bad_gold_fraction"] == 0.5
@@ -77,7 +77,7 @@ def test_an_unscored_term_leaves_the_sum_unscored():
 def test_what_could_not_be_judged_is_counted_and_said(caplog):
     reward = MathReward()
     logged = {}
-    texts = ["no idea"] * 18 + ["9" * 20 + "(" * 100, r"\boxed{7}"]
+    texts = ["no idea"] * 18 + [r"\boxed{" + "(" * 100 + ")" * 100 + "}", r"\boxed{7}"]
     rewards = reward(prompts=[], completions=texts, answer=["7"] * 20, log_metric=logged.__setitem__)
     assert rewards == [0.0] * 19 + [1.0]
     assert logged == {

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from equipoise.tasks.verification import VerifierPool
-from equipoise.tasks.verification_worker import _full_verdict, integers_equal
 
 
 @pytest.fixture(scope="module")
@@ -26,52 +25,29 @@ def outcomes(pool, *pairs):
 
 def test_outcomes_in_order_and_counted(pool):
     before = dict(pool.counts)
-    cases = [(r"\boxed{2}", "2"), ("3", "2"), ("no idea", "2"), ("2", "no idea"), (r"\boxed{\frac12}", "0.5")] * 20
+    cases = [(r"\boxed{2}", "2"), ("3", "2"), ("no idea", "2"), ("2", r"\frac{1}{"), (r"\boxed{\frac12}", "0.5")] * 20
     expected = ["correct", "wrong", "unparsable", "bad_gold", "correct"] * 20
     assert outcomes(pool, *cases) == expected
     assert pool.counts["wrong"] - before.get("wrong", 0) == 20
     assert pool.counts["correct"] - before.get("correct", 0) == 40
 
 
-@pytest.mark.parametrize(
-    ("text", "golds"),
-    [
-        (r"so \boxed{42}", ["42"]), (r"so \boxed{42}.", ["43"]), (r"$$\boxed{042}$$", ["42"]),
-        (r"$\boxed{-7}$ ", ["-7"]), (r"\boxed{-7}", ["7"]), (r"1 + 1 = \boxed{2}", ["1", "2"]),
-        (r"\boxed{-0}", ["0"]), (r"first 41, then $x = 40$, so \boxed{42}.", ["42", "007"]),
-    ],
-)  # fmt: skip
-def test_the_short_way_for_integers_says_what_math_verify_says(text, golds):
-    assert integers_equal(text, golds) == (_full_verdict(text, golds)[0] == "correct")
-
-
-@pytest.mark.parametrize(
-    ("text", "golds"),
-    [
-        (r"\boxed{42}\%", ["42"]), (r"\boxed{42} percent", ["42"]), (r"\boxed{4.2}", ["4"]), (r"\boxed{42", ["42"]),
-        (r"\boxed{41} or \boxed{42}", ["42"]), (r"\boxed{42}", ["42.0"]), (r"\boxed{42}", ["42", "x"]), ("42", ["42"]),
-        (r"\boxed{42}^2", ["42"]), (r"\boxed{" + "9" * 19 + "}", ["1"]), (r"\boxed{1,000}", ["1000"]),
-        (r"\boxed{٤}", ["4"]),
-    ],
-)  # fmt: skip
-def test_whatever_is_no_plain_integer_goes_the_long_way(text, golds):
-    assert integers_equal(text, golds) is None
-
-
 def test_any_of_several_answers_is_right(pool):
-    golds = [["1", "2"], ["2", "1"], ["3", "4"], ["2", "no idea"]]
+    golds = [["1", "2"], ["2", "1"], ["3", "4"], ["2", r"\frac{1}{"]]
     verdicts = pool.verdicts([r"\boxed{2}"] * 4, golds)
     assert [verdict.outcome for verdict in verdicts] == ["correct", "correct", "wrong", "bad_gold"]
-    assert verdicts[3].reason == "no idea"
+    assert verdicts[3].reason == r"\frac{1}{"
 
 
+SLOW = r"\boxed{\int_{0}^{1} \frac{\sin(x^x)}{x^x+\cos x} dx}"
 HOSTILE = [
-    ("9**9**9**9", {"timeout"}),
-    (r"\boxed{9^{9^{9^{9}}}}", {"timeout"}),
-    (r"$100000000!$", {"timeout"}),
-    ("(" * 5000 + "1" + ")" * 5000, {"error"}),
+    (SLOW, {"timeout"}),
+    ("9**9**9**9", {"error", "wrong"}),
+    (r"\boxed{9^{9^{9^{9}}}}", {"error"}),
+    (r"$100000000!$", {"error"}),
+    ("(" * 5000 + "1" + ")" * 5000, {"error", "wrong"}),
     (r"\boxed{" + r"\frac{1}{" * 40 + "2" + "}" * 41, {"timeout", "error", "wrong"}),
-    (r"\boxed{" * 3000, {"error"}),
+    (r"\boxed{" * 3000, {"unparsable"}),
     (r"\boxed{1", {"unparsable"}),
     ("$" * 10_000, {"unparsable"}),
     ("__import__('os').system('touch hacked')", {"unparsable", "wrong"}),
@@ -97,7 +73,7 @@ def test_hostile_answers_end_in_time_and_are_not_correct(pool, text, allowed, tm
 
 def test_hostile_answers_do_not_spoil_those_beside_them(pool):
     texts = [r"\boxed{7}"] * 40
-    texts[3] = texts[17] = "9**9**9**9"
+    texts[3] = texts[17] = SLOW
     verdicts = pool.verdicts(texts, [["7"]] * 40)
     assert [i for i, verdict in enumerate(verdicts) if verdict.outcome != "correct"] == [3, 17]
 

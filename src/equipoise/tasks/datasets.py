@@ -5,6 +5,7 @@ Whatever is wrong with the data is an `InputError` of one line that names the so
 
 import csv
 import difflib
+import functools
 import json
 import math
 import os
@@ -28,6 +29,7 @@ def load_examples(
     answer_column: str = "answer",
     split: str = "train",
     chat: bool = False,
+    empty_answers: bool = False,
 ) -> Dataset:
     """The examples of a file or hub data set, with checked columns "prompt" and "answer" and all others unchanged.
 
@@ -43,6 +45,7 @@ def load_examples(
             means that any of these is right: then every answer of the data set becomes a list of strings.
         split: of a hub data set; files have none.
         chat: make each plain string one message of the user, for the chat template of the model.
+        empty_answers: keep rows without an answer, as "", for `check_answers` to leave out.
 
     Raises:
         InputError: when the source cannot be read, a column is missing, or a prompt or answer is unusable.
@@ -50,7 +53,7 @@ def load_examples(
     table = _hub_table(source, split) if _is_hub_id(source) else _file_table(source)
     _check_columns(table, prompt_column, answer_column)
     prompts = _checked(table, prompt_column, _prompt)
-    answers = _checked(table, answer_column, _answer)
+    answers = _checked(table, answer_column, functools.partial(_answer, may_be_empty=empty_answers))
     if any(isinstance(answer, list) for answer in answers):
         answers = [answer if isinstance(answer, list) else [answer] for answer in answers]
     if chat:
@@ -184,7 +187,21 @@ def _json_object(source: str, number: int, line: bytes) -> dict[str, Any]:
         ) from error
     if not isinstance(row, dict):
         raise InputError(f"{source}, line {number}: must be one JSON object, got {shortened(row)}")
+    if rb"\u" in line.lower():  # only an escape can bring half of a character in
+        _check_encodable(source, number, row)
     return row
+
+
+def _check_encodable(source: str, number: int, row: dict[str, Any]) -> None:
+    """Refuses a lone surrogate, which JSON can write and UTF-8 cannot."""
+    for name, value in row.items():
+        try:
+            json.dumps([name, value], ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"{source}, line {number}, column {name!a}: must be text that UTF-8 can hold, without a lone"
+                f" surrogate, got {shortened(ascii(value))}"
+            ) from error
 
 
 def _csv_table(source: str, path: Path) -> _Table:
@@ -211,7 +228,23 @@ def _parquet_table(source: str, path: Path) -> _Table:
         table = pyarrow.parquet.read_table(path)
     except pyarrow.ArrowException as error:
         raise InputError(f"{source}: cannot be read as Parquet ({one_line(error)})") from error
-    return _Table(source, Dataset(table), _row_names(table.num_rows))
+    for field in table.schema:
+        if not _is_supported(field.type):
+            raise InputError(f"{source}: column {field.name!r} has the type {field.type}, which a data set cannot hold")
+    try:
+        return _Table(source, Dataset(table), _row_names(table.num_rows))
+    except Exception as error:  # what the file says of itself for datasets (its metadata) may be anything
+        raise InputError(
+            f'{source}: its columns or its metadata "huggingface" cannot be used ({one_line(error)}); written without'
+            " metadata, a table loads"
+        ) from error
+
+
+def _is_supported(kind: pyarrow.DataType) -> bool:
+    """Whether the datasets library has a type for a column: not for maps and unions, on any level."""
+    if pyarrow.types.is_map(kind) or pyarrow.types.is_union(kind):
+        return False
+    return all(_is_supported(kind.field(index).type) for index in range(kind.num_fields))
 
 
 _READERS: dict[str, Callable[[str, Path], _Table]] = {
@@ -277,15 +310,17 @@ def _check_message(message: Any) -> None:
             raise ValueError(f'"{key}" of every chat message must be a non-empty string')
 
 
-def _answer(value: Any) -> str | list[str]:
+def _answer(value: Any, *, may_be_empty: bool = False) -> str | list[str]:
+    if may_be_empty and (value is None or (isinstance(value, str | list) and not value)):
+        return ""
     if isinstance(value, list) and value:
-        return [_single_answer(item) for item in value]
-    return _single_answer(value)
+        return [_single_answer(item, may_be_empty) for item in value]
+    return _single_answer(value, may_be_empty)
 
 
-def _single_answer(value: Any) -> str:
+def _single_answer(value: Any, may_be_empty: bool) -> str:
     if isinstance(value, str):
-        if not value.strip():
+        if not value.strip() and not may_be_empty:
             raise ValueError("the answer must not be empty")
         return value
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):

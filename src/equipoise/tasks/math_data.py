@@ -63,7 +63,7 @@ def math_task(name: str, parameters: Mapping[str, Any], *, reward: str = "math",
         name: a key of `MATH_DATA`, or "data:" and what `load_examples` takes.
         parameters: "path" (a local copy: JSONL, Parquet or CSV), "split", "prompt_column", "answer_column", "limit"
             (the first so many prompts), "held_out" (a number of prompts, or a fraction below 1, kept from training),
-            "seed" (of that choice).
+            "seed" (of that choice), "unverifiable_golds" ("drop" or "refuse", as `check_answers` takes it).
         reward: as `reward_function` takes it.
         chat: make text prompts messages of the user.
 
@@ -87,21 +87,24 @@ def math_task(name: str, parameters: Mapping[str, Any], *, reward: str = "math",
         limit: int = 0,
         held_out: float = 0,
         seed: int = 0,
+        unverifiable_golds: str = "drop",
     ) -> Task:
         if limit < 0 or held_out < 0:
             raise ValueError(f"limit and held_out must be >= 0, got limit={limit} and held_out={held_out}")
         if path != known.source and not Path(path).expanduser().exists():
             raise ValueError(f"path {path}: no such file")
-        examples = load_examples(path, prompt_column=prompt_column, answer_column=answer_column, split=split, chat=chat)
+        examples = load_examples(
+            path, prompt_column=prompt_column, answer_column=answer_column, split=split, chat=chat, empty_answers=True
+        )
         if known.list_literals:
             examples = _with_listed_answers(examples, path)
-        examples = _unique(examples, whole_rows=name.startswith("data:"))
+        checked = check_answers(reward, examples, path, unverifiable_golds=unverifiable_golds)
+        examples = _unique(checked, whole_rows=name.startswith("data:"))
         if limit:
             examples = examples.select(range(min(limit, len(examples))))
         train, tested = _split(examples, held_out, seed)
         if tested is not None:
             train = without_held_out(train, tested, name)
-        check_answers(reward, examples, path)
         label = Path(known.source).stem if name.startswith("data:") else name
         return Task(label, train, tested, reward_function(reward), None, verifier=verifier_function(reward))
 
@@ -111,15 +114,20 @@ def math_task(name: str, parameters: Mapping[str, Any], *, reward: str = "math",
 def _with_listed_answers(examples: Dataset, source: str) -> Dataset:
     answers = []
     for row, text in enumerate(examples["answer"], start=1):
-        try:
-            listed = ast.literal_eval(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            listed = text  # a plain answer
-        listed = list(listed) if isinstance(listed, list | tuple) else [text]
-        if not listed:
+        listed = _list_literal(text)
+        if listed == []:
             raise InputError(f"{source}, row {row}: the list of answers must not be empty, got {shortened(text)}")
-        answers.append([str(answer) for answer in listed])
+        answers.append([text] if listed is None else listed)
     return with_column(examples, "answer", answers)
+
+
+def _list_literal(text: str) -> list[str] | None:
+    """The texts of a list written as text; None for a plain answer, as (3, 4), [1, 2] and 1,000 are."""
+    try:
+        listed = ast.literal_eval(text) if text.lstrip().startswith("[") else None
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return None
+    return listed if isinstance(listed, list) and all(isinstance(item, str) for item in listed) else None
 
 
 def _unique(examples: Dataset, *, whole_rows: bool) -> Dataset:

@@ -87,6 +87,8 @@ class ProceduralReward:
         counts: outcome -> number of scores so far.
     """
 
+    reads = frozenset(("answer_tags",))
+
     def __init__(
         self,
         label: str,

@@ -38,6 +38,12 @@ def prompt_template(text: str) -> str:
     return template
 
 
+def asked_forms(template: str) -> frozenset[str]:
+    """The forms of an answer, of "boxed" and "answer_tags", that a template asks for; any of them will do."""
+    marks = {"boxed": "boxed", "<answer>": "answer_tags"}
+    return frozenset(form for mark, form in marks.items() if mark in template)
+
+
 def with_template(dataset: Dataset, template: str) -> Dataset:
     """The data set with the template around every prompt: text, or the last message of the user in a chat.
 

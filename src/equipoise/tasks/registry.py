@@ -14,9 +14,10 @@ from equipoise.tasks.environments.calculator import calculator_task
 from equipoise.tasks.environments.text_world import textworld_task
 from equipoise.tasks.ladder import ladder_task
 from equipoise.tasks.math_data import MATH_DATA, math_task
-from equipoise.tasks.mixtures import mixture
+from equipoise.tasks.mixtures import MixtureReward, mixture
 from equipoise.tasks.procedural import reasoning_gym_task
-from equipoise.tasks.prompts import prompt_template, with_template, without_held_out
+from equipoise.tasks.prompts import asked_forms, prompt_template, with_template, without_held_out
+from equipoise.tasks.rewards import forms_read
 from equipoise.tasks.task import Task
 from equipoise.tasks.terms import Term, called, nearest, parsed_terms
 
@@ -67,13 +68,27 @@ def templated(task: Task, template: str) -> Task:
     """The task with a template around every prompt; as `prompt_template` takes it.
 
     Raises:
-        InputError: no template, or a task whose reward reads the prompt (the ladder) or that has an environment.
+        InputError: no template, a task whose reward reads the prompt (the ladder) or that has an environment, or a
+            template that asks for a form of answer which the reward of the task does not read.
     """
     text = prompt_template(template)
     if task.name == "ladder" or task.environment_factory is not None:
         raise InputError(f"prompt_template does not fit the task {task.name}: its prompts are fixed")
+    _check_forms(task, text)
     held_out = None if task.held_out is None else with_template(task.held_out, text)
     return replace(task, train=with_template(task.train, text), held_out=held_out)
+
+
+def _check_forms(task: Task, template: str) -> None:
+    asked = asked_forms(template)
+    for reward in (task.reward, task.evaluation_reward):
+        for name, part in reward.rewards.items() if isinstance(reward, MixtureReward) else [(task.name, reward)]:
+            read = forms_read(part)
+            if asked and read is not None and not asked & read:
+                raise InputError(
+                    f"prompt_template asks for an answer in the form {' or '.join(sorted(asked))}, and the reward of"
+                    f" the task {name} reads {' or '.join(sorted(read))} alone"
+                )
 
 
 def with_held_out(task: Task, other: Task) -> Task:

@@ -17,6 +17,7 @@ from typing import Any
 
 from equipoise.errors import InputError
 from equipoise.tasks.datasets import one_line, shortened
+from equipoise.tasks.mathematics import marked_answer
 from equipoise.tasks.shaping import TERMS
 from equipoise.tasks.task import MAX_REWARD, RewardFunction, completion_text
 from equipoise.tasks.terms import Term, called, nearest, parsed_terms
@@ -97,26 +98,43 @@ class RewardSum:
 
 
 def exact_reward(*, completions: list, answer: list, **columns: Any) -> list[float]:
-    """1.0 where the completion's text equals the answer, or one of several, white space at both ends aside, else 0.0.
+    r"""1.0 where the completion's text equals the answer, or one of several, white space at both ends aside, else 0.0.
+
+    A completion with <answer> tags or a \boxed{} is right as well when what stands in the last of them equals the
+    answer.
 
     Args:
         completions: strings or lists of chat messages, of which the last counts.
         answer: the expected texts; a list of texts where any of them is right.
         columns: ignored.
     """
-    pairs = zip(completions, answer, strict=True)
-    return [float(completion_text(c).strip() in {gold.strip() for gold in golds_of(a)}) for c, a in pairs]
+    scores = []
+    for completion, expected in zip(completions, answer, strict=True):
+        text = completion_text(completion)
+        given = {text.strip(), (marked_answer(text) or text).strip()}
+        scores.append(float(not given.isdisjoint(gold.strip() for gold in golds_of(expected))))
+    return scores
+
+
+def forms_read(reward: RewardFunction) -> frozenset[str] | None:
+    """The forms of an answer, of "boxed" and "answer_tags", that a reward reads; None where only its author knows."""
+    if isinstance(reward, RewardSum):
+        return forms_read(reward.terms[0][2])
+    return frozenset(("boxed", "answer_tags")) if reward is exact_reward else getattr(reward, "reads", None)
 
 
 class MathReward:
     r"""1.0 where math-verify finds the completion's result equal to the answer, or to one of several, else 0.0.
 
-    The result is taken from the last \boxed{} of the completion, or else its last LaTeX or plain expression; boxes
-    within 70 characters of each other may be read as one set. Completions without an expression, and those that go
-    beyond a limit of the workers, are 0 and their shares logged as verification/unparsable_fraction, timeout_fraction,
-    memory_fraction, refused_fraction and error_fraction. An answer that cannot be parsed leaves its completion unscored
-    (None); `check_answers` refuses such data before training.
+    The result is taken from the last <answer> tags of the completion, or else its last \boxed{}, or else what follows
+    "answer is", or else its last formula or number; boxes that "and", "or" or a comma joins are one answer. What counts
+    as equal: docs/tasks.md. Completions without an answer, and those that go beyond a limit of the workers, are 0 and
+    their shares logged as verification/unparsable_fraction, timeout_fraction, memory_fraction, refused_fraction and
+    error_fraction. An answer that cannot be parsed leaves its completion unscored (None); `check_answers` refuses such
+    data before training.
     """
+
+    reads = frozenset(("boxed", "answer_tags"))
 
     def __init__(self, pool: VerifierPool | None = None) -> None:
         self.__name__ = "math_reward"
