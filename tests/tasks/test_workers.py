@@ -54,6 +54,42 @@ def waits_for(condition, seconds=30):
         time.sleep(0.01)
 
 
+TIMER = """
+import time
+from equipoise.tasks.workers.limits import CpuTimer
+
+def turning(seconds):
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
+    return "done"
+
+def swallowing():
+    for _ in range(3):
+        try:
+            turning(10)
+        except BaseException:
+            pass
+    return "swallowed"
+
+timer = CpuTimer()
+print(timer.limited(lambda: [time.sleep(1), turning(0.05)][1], 0.3), timer.expired)
+begin = time.process_time()
+print(timer.limited(lambda: turning(10), 0.3), timer.expired, 0.25 < time.process_time() - begin < 0.6)
+print(timer.limited(swallowing, 0.1), timer.expired)
+print(timer.limited(lambda: turning(0.05), 0.3), timer.expired)
+turning(1)  # nothing rings any more
+timer.limited(lambda: sum(range(10**12)), 0.2)  # hears of no signal
+"""
+
+
+@posix
+def test_the_timer_of_a_worker_counts_cpu_time_and_ends_what_does_not_listen():
+    ended = subprocess.run([sys.executable, "-c", TIMER], capture_output=True, text=True, timeout=120)
+    assert ended.stdout.splitlines() == ["done False", "None True True", "swallowed True", "done False"]
+    assert ended.returncode == -signal.SIGVTALRM
+
+
 @posix
 def test_cpu_time_counts_and_not_the_time_that_passes(make):
     pool = make(1, seconds=0.5)

@@ -33,12 +33,12 @@ def test_rewards_beyond_the_range_are_refused_with_their_row(rewards, weights, m
 
 def test_groups_without_signal():
     rewards = torch.tensor(
-        [[1.0, NAN], [1.0, NAN], [1.0, 2.0], [1.0, 2.5], [NAN, NAN], [NAN, NAN], [1.0, 2.0], [NAN, 2.0]]
+        [[1.0, NAN], [1.0, NAN], [1.0, 2.0], [1.0, 2.5], [1.0, 2.0], [NAN, 2.0], [NAN, NAN], [NAN, NAN]]
     )
-    assert has_no_signal(rewards, 2).tolist() == [True, True, False, False, True, True, False, False]
+    assert has_no_signal(rewards, 2).tolist() == [True, True, False, False, False, False, True, True]
     advantages = torch.tensor([0.3, -0.3, 0.5, -0.5])
     assert without_noise(advantages, rewards, 2, 0).tolist() == pytest.approx([0, 0, 0.5, -0.5])
-    assert without_noise(advantages, rewards, 2, 1).tolist() == pytest.approx([0, 0, 0.5, -0.5])
+    assert without_noise(advantages, rewards, 2, 1).tolist() == pytest.approx([0.3, -0.3, 0, 0])
 
 
 def advantages(folder, reward, **settings):
