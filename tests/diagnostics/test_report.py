@@ -172,7 +172,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, tmp_path, capsys):
     assert "is given twice" in error_of(capsys, run, run, "-o", output)
     assert "there is no folder" in error_of(capsys, run, "-o", tmp_path / "none" / "r.html")
     assert "it is a folder" in error_of(capsys, run, "-o", output.parent)
-    assert "flag --refresh must be at least 1 second, got 0.0" in error_of(capsys, run, "--live", "--refresh", 0)
+    assert "--refresh must be >= 1" in error_of(capsys, run, "--live", "--refresh", 0)
     assert "flag --colour is not known" in error_of(capsys, run, "--colour", "red")
     assert list(output.parent.iterdir()) == []
     assert main(["report", str(run), "-o", str(output)]) == 0
