@@ -124,7 +124,7 @@ def forms_read(reward: RewardFunction) -> frozenset[str] | None:
 
 
 class MathReward:
-    r"""1.0 where math-verify finds the completion's result equal to the answer, or to one of several, else 0.0.
+    r"""1.0 where the completion's answer is equal to the expected one, or to one of several, else 0.0.
 
     The result is taken from the last <answer> tags of the completion, or else its last \boxed{}, or else what follows
     "answer is", or else its last formula or number; boxes that "and", "or" or a comma joins are one answer. What counts
