@@ -78,6 +78,7 @@ class Poisoned(Scripted):
         return poisoned, (spoilt(logprob, -9.0), spoilt(entropy, 1e6), *rest)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -154,6 +155,7 @@ class Spoilt(Calculator):
         return super().calculate(expression)
 
 
+@pytest.mark.slow
 def test_failed_episodes_are_recorded_and_the_others_learned_from(tmp_path):
     reward = CalculatorReward(1.0)
     reward.record = tmp_path / "failed.jsonl"

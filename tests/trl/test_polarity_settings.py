@@ -84,6 +84,7 @@ def test_phase_follows_the_progress_of_the_run_and_is_released(tmp_path):
     assert [own(entry)["phase"] for entry in log] == pytest.approx([0, 1 / 8, 2 / 8, 3 / 8, 4 / 8, 5 / 8, 0, 0])
 
 
+@pytest.mark.slow
 def test_a_run_that_is_made_longer_follows_its_new_length(tmp_path):
     settings = SCHEDULE | {"papo_phases": [0.0, 1.0], "save_strategy": "steps", "save_steps": 2}
     run(tmp_path, **settings, max_steps=2)

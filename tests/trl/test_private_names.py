@@ -1,6 +1,7 @@
 """Each name of a host that it does not promise to keep is there, as it was when it was written down."""
 
 import ast
+import functools
 import importlib
 import inspect
 import re
@@ -46,6 +47,7 @@ def test_an_attribute_is_assigned_by_its_owner(entry):
     assert entry.name in fields or re.search(rf"\bself\.{entry.name}\b\s*(:[^=\n]+)?=[^=]", inspect.getsource(owner))
 
 
+@functools.cache
 def private_names_of_hosts():
     """What the trainers of both hosts define or assign under a private name."""
     source = inspect.getsource(GRPOTrainer) + inspect.getsource(Trainer)

@@ -22,6 +22,7 @@ def run(tmp_path_factory):
     return subject
 
 
+@pytest.mark.slow
 def test_replay_does_not_degenerate_to_ratios_of_one(run):
     """The ratio of every token is pi now over pi of the policy that sampled it, both recomputed from the weights."""
     spread, at_rollout = [], {True: [], False: []}
@@ -40,6 +41,7 @@ def test_replay_does_not_degenerate_to_ratios_of_one(run):
     assert (replayed - 1).abs().gt(1e-3).float().mean() > 0.9
 
 
+@pytest.mark.slow
 def test_the_loss_is_given_what_was_stored(run):
     for step, batch in run.batches:
         mask = batch["completion_mask"].bool()
@@ -51,6 +53,7 @@ def test_the_loss_is_given_what_was_stored(run):
         assert (batch["policy_version"][mask] <= step).all()
 
 
+@pytest.mark.slow
 def test_a_batch_has_its_share_of_stored_groups_none_too_old_and_fewer_prompts_are_sampled(run):
     assert run.sampled == [16, 8, 8, 8, 8]
     for step, batch in run.batches:
@@ -71,6 +74,7 @@ def test_a_batch_has_its_share_of_stored_groups_none_too_old_and_fewer_prompts_a
     ]
 
 
+@pytest.mark.slow
 def test_stored_advantages_come_back_with_their_tokens(run):
     given = {}
     for _, batch in run.batches:
@@ -88,12 +92,14 @@ def test_stored_advantages_come_back_with_their_tokens(run):
     assert all(len(values) == 1 for values in given.values())
 
 
+@pytest.mark.slow
 def test_bounds_are_searched_although_the_policy_has_not_moved(run):
     searched = [e for e in run.state.log_history if e.get("equipoise/replay_fraction_used") == 0.5]
     assert len(searched) == 4
     assert all(e["equipoise/bounds_inactive"] == 0 and e["equipoise/ratio_std"] > 0.01 for e in searched)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -123,6 +129,7 @@ def test_replay_goes_with_other_settings(tmp_path, settings):
     assert all(torch.isfinite(p).all() for p in subject.model.parameters())
 
 
+@pytest.mark.slow
 def test_reference_logprobs_of_a_kl_term_are_stored_too(tmp_path):
     tiny_model().save_pretrained(tmp_path / "base")
     base = LlamaForCausalLM.from_pretrained(tmp_path / "base")

@@ -29,6 +29,7 @@ def run(tmp_path_factory):
     return folder, frame(folder), {entry["step"]: entry for entry in subject.state.log_history if "loss" in entry}
 
 
+@pytest.mark.slow
 def test_records_add_up_to_the_metrics_of_their_update(run):
     _, records, metrics = run
     assert sorted(set(records["update"])) == list(range(1, SETTINGS["max_steps"] + 1))
@@ -54,6 +55,7 @@ def test_records_add_up_to_the_metrics_of_their_update(run):
     assert some_reweighted
 
 
+@pytest.mark.slow
 def test_ratio_is_that_of_the_recorded_logprobs_and_first_updates_are_on_policy(run):
     _, records, _ = run
     np.testing.assert_allclose(records["ratio"], np.exp(records["logprob"] - records["old_logprob"]), rtol=1e-5)
@@ -63,6 +65,7 @@ def test_ratio_is_that_of_the_recorded_logprobs_and_first_updates_are_on_policy(
     assert (records["ratio"][~fresh] - 1).abs().max() > 0.01
 
 
+@pytest.mark.slow
 def test_sample_group_text_and_reward_belong_together(run):
     _, records, _ = run
     texts = records.groupby(["update", "sample"]).agg(
@@ -83,12 +86,14 @@ def test_sample_group_text_and_reward_belong_together(run):
     assert (np.sign(advantage[clear]) == np.sign((texts["reward"] - means)[clear])).all()
 
 
+@pytest.mark.slow
 def test_samples_are_used_again_in_the_second_pass_over_a_rollout_batch(run):
     _, records, _ = run
     uses = records.groupby("sample")["update"].nunique()
     assert set(uses[uses.index < uses.index.max() - 16]) == {2}
 
 
+@pytest.mark.slow
 def test_every_nth_update_the_first_included_and_a_share_of_whole_samples(run, tmp_path):
     _, everything, _ = run
     make(tmp_path, record_tokens=3, record_tokens_fraction=0.5).train()
@@ -100,6 +105,7 @@ def test_every_nth_update_the_first_included_and_a_share_of_whole_samples(run, t
     assert chosen.sort_values(KEY, ignore_index=True)[columns].equals(some[columns])
 
 
+@pytest.mark.slow
 def test_recording_changes_nothing_that_is_trained(tmp_path):
     weights = []
     for every in (0, 1):
@@ -110,6 +116,7 @@ def test_recording_changes_nothing_that_is_trained(tmp_path):
     assert not (tmp_path / "0" / "tokens").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [3, 6])
 def test_an_interrupted_and_resumed_run_has_every_record_once(run, tmp_path, stop):
     _, whole, _ = run
@@ -132,6 +139,7 @@ def test_an_interrupted_and_resumed_run_has_every_record_once(run, tmp_path, sto
     assert list(records["token"]) == list(whole["token"])
 
 
+@pytest.mark.slow
 def test_a_run_that_is_resumed_to_be_recorded_says_what_it_does_not_know(tmp_path):
     make(tmp_path, record_tokens=0, max_steps=5).train()  # in the middle of a rollout batch
     make(tmp_path, max_steps=9).train(resume_from_checkpoint=True)
@@ -183,6 +191,7 @@ def test_replayed_samples_are_recorded_without_a_reward(tmp_path):
     assert table[table["policy_version"] == (table["update"] - 1) // 2 * 2]["reward"].notna().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["kl_cov", "ce_gppo"])
 def test_controls_that_set_gradients_leave_the_records_true(tmp_path, name):
     subject = trainer(

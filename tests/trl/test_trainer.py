@@ -26,6 +26,7 @@ def without_quantiles(entry):
     return {name: value for name, value in own(entry).items() if name not in QUANTILES}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss_type", ["dapo", "grpo"])
 def test_bounds_metrics_and_weights_do_not_depend_on_micro_batches(tmp_path, loss_type):
     # 8 sequences per update, 2 updates per rollout batch and pass over it
@@ -90,6 +91,7 @@ def test_first_update_after_a_rollout_has_nothing_to_search_and_later_ones_do(tm
         assert (own(entry)["ratio_std"] < 1e-5) == fresh
 
 
+@pytest.mark.slow
 def test_only_stale_updates_of_several_micro_batches_cost_another_pass(tmp_path):
     for micro_batches, expected in ((1, []), (2, [1, 3])):
         settings = {"gradient_accumulation_steps": micro_batches, "steps_per_generation": micro_batches}
@@ -105,6 +107,7 @@ def test_only_stale_updates_of_several_micro_batches_cost_another_pass(tmp_path)
         assert searched == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["update", "lagged"])
 def test_scopes_differ_in_what_one_search_covers(tmp_path, scope):
     micro_batches = {"gradient_accumulation_steps": 2, "steps_per_generation": 4, "per_device_train_batch_size": 4}
@@ -142,6 +145,7 @@ def test_scopes_differ_in_what_one_search_covers(tmp_path, scope):
     assert len({bounds for _, bounds in chosen}) > 2, "the search must have something to find"
 
 
+@pytest.mark.slow
 def test_ratios_of_one_on_stale_data_are_said_once(tmp_path, caplog):
     run(tmp_path / "lost", num_iterations=2, learning_rate=1e-30, max_steps=8)
     warnings = [r.getMessage() for r in caplog.records if "every importance ratio is exactly 1" in r.getMessage()]
@@ -170,6 +174,7 @@ def test_staleness_is_that_of_each_token(tmp_path):
     assert values["staleness"] == pytest.approx(5 - 3 * young)
 
 
+@pytest.mark.slow
 def test_bounds_in_force_are_those_trl_clips_with(tmp_path):
     subject, log = run(tmp_path, **STALE, **BINDING)
     for entry in log:
@@ -224,6 +229,7 @@ def test_an_update_of_masked_completions_teaches_the_controller_nothing(tmp_path
     assert subject.steering.controller.reference_entropy == pytest.approx(0.6 * measured[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss_type", ["dapo", "cispo"])
 @pytest.mark.parametrize("num_iterations", [1, 2])
 def test_divergence_is_said_in_one_line(tmp_path, loss_type, num_iterations):
@@ -264,6 +270,7 @@ def test_evaluation_by_the_trainer_leaves_the_controller_alone(tmp_path):
     assert subject.steering.controller.state_dict() == before
 
 
+@pytest.mark.slow
 def test_learning_raises_the_reward(tmp_path):
     """Three seeds of this setting end at .88, 1.0 and 1.0, from .41 to .44."""
     _, log = run(tmp_path, **STALE | {"max_steps": 60}, learning_rate=1e-2, dataset=prompts(64))
