@@ -11,7 +11,8 @@ LONG = 20_000  # characters of a completion that count
 COMPLETIONS = [
     piece * (LONG // len(piece))
     for piece in (r"\[", r"\(", "$", "$a", "$ $", "<answer>", "answer is ", "1,111", "1 ", "1", "a", "(", "*", "`", "'",
-                  "_", " ", "\n", r"\boxed{", r"\boxed{}", r"\boxed{1} or ", "1/", "####", ".", "-", "\\", "√", "²", "½")
+                  "_", " ", "\n", r"\boxed{", r"\boxed{}", r"\boxed{1} or ", "1/", "####", ".", "-", "\\", "√",
+                  "²", "½")
 ]  # fmt: skip
 ANSWERS = [
     piece * (3900 // len(piece))
