@@ -7,12 +7,14 @@ from .spans import group_end
 MAX_BARE = 40  # characters of a completion that is nothing but a formula without delimiters
 NEAR = 70  # characters between boxes that may belong together
 _BOX = re.compile(r"\\{0,2}(?<![A-Za-z])(?:boxed|fbox|framebox)(?![A-Za-z])\s*")
-_TAGS = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+_TAGS = re.compile(r"<answer>(.{0,4000}?)</answer>", re.DOTALL | re.IGNORECASE)
 _MARKED = re.compile(
     r"####\s*|(?:final\s+answer|answers?|result|solutions?|option|choice)\s*(?:is|are|equals)\s*:?|"
     r"\*{0,2}(?:final\s+)?answer\*{0,2}\s*[:=]\s*\*{0,2}", re.IGNORECASE,
 )  # fmt: skip
-_FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$((?:\\.|[^$\\\n])+?)(?<!\\)\$|\\\[(.+?)\\\]|\\\((.+?)\\\)", re.DOTALL)
+_FORMULA = re.compile(
+    r"\$\$(.{1,1000}?)\$\$|(?<!\\)\$((?:\\.|[^$\\\n])+?)(?<!\\)\$|\\\[(.{1,1000}?)\\\]|\\\((.{1,1000}?)\\\)", re.DOTALL
+)
 _NUMBER = re.compile(
     r"(?<![\w.^{\\])[-+−]?(?:[$€£]\s?)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+)?(?:[eE][-+]?\d+)?(?:\s*/\s*\d+)?\s*(?:%|percent\b|°)?(?![a-fi-ln-rt-z]\b)"
 )

@@ -63,7 +63,7 @@ _WORDS_OF_PLAIN_TEXT = {
     "alpha": r"\alpha ", "beta": r"\beta ", "degrees": r"\text{degrees}", "union": r"\cup ", "sqrt": r"\sqrt ",
 }  # fmt: skip
 _PLAIN_WORD = re.compile(r"(?<![A-Za-z\\{])(?:(?:np|math|numpy)\.)?([A-Za-z]{2,})(?![A-Za-z])")
-_QUOTED = re.compile(r"(?s)(`+|\"|'|\*+|_+)\s*(.+?)\s*\1")
+_QUOTED = re.compile(r"(?s)(`{1,3}|\"|'|\*{1,3}|_{1,2})\s*(.+?)\s*\1")
 _UNIT_WITH_POWER = re.compile(r"\s*[A-Za-z]{1,4}(?:\s*/\s*[A-Za-z]{1,4})?(?:\s*\^\s*-?\d)?\s*")
 _TEXT = re.compile(r"(\\text\{[^{}]*\})")
 _NUMBER = r"\d+(?:\.\d+)?|\.\d+"

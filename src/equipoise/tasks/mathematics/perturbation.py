@@ -6,6 +6,7 @@ from .completion import answer_text
 from .notation import unwrapped
 from .spans import split
 
+MAX_DIGITS = 4000  # of a number that is changed
 _NUMBER = re.compile(r"\d+")
 _UNIT = re.compile(
     r"\\(?:text|mbox|mathrm|textbf)\s*\{[^{}]*\}\s*\^\s*\{?\s*\d\s*\}?\s*\$*\s*$|(?<=[A-Za-z])\^\s*[23]\s*$"
@@ -29,7 +30,7 @@ def perturbed(gold: str) -> list[str]:
 def _with_another_number(gold: str) -> str | None:
     end = unit.start() if (unit := _UNIT.search(gold)) else len(gold)
     numbers = list(_NUMBER.finditer(gold, 0, end))
-    if not numbers:
+    if not numbers or len(numbers[-1][0]) > MAX_DIGITS:
         return None
     last = numbers[-1]
     changed = str(int(last[0]) + 1).zfill(len(last[0]))
