@@ -1,6 +1,7 @@
 """From words to typed options: the same rules for every command, one line for every mistake, and what is imported."""
 
 import dataclasses
+import functools
 import importlib
 import inspect
 import json
@@ -35,6 +36,25 @@ def options_of(name):
     module, function = COMMANDS[name].function.split(":")
     command = getattr(importlib.import_module(f"equipoise.commands.{module}"), function)
     return inspect.signature(command, eval_str=True).parameters["options"].annotation
+
+
+@pytest.fixture
+def refused(monkeypatch, capsys):
+    """The one line of a refused command, which must never be begun."""
+
+    def refused(name, words):
+        module, function = COMMANDS[name].function.split(":")
+        home = importlib.import_module(f"equipoise.commands.{module}")
+
+        @functools.wraps(getattr(home, function))
+        def never(*arguments):
+            pytest.fail(f"{name} was begun with {arguments}")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(home, function, never)
+            return refusal([name, *words], capsys)
+
+    return refused
 
 
 def option_fields(kind):
@@ -125,26 +145,26 @@ def test_keys_are_grouped_by_the_dataclass_that_defines_them():
 
 
 @pytest.mark.parametrize(("name", "flag", "hint"), FLAGS, ids=lambda value: value if isinstance(value, str) else "")
-def test_a_value_of_another_kind_or_none_is_one_line(name, flag, hint, capsys):
+def test_a_value_of_another_kind_or_none_is_one_line(name, flag, hint, refused):
     kinds = {arg for arg in (*typing.get_args(hint), hint) if arg in (int, float)} or (
         "choice" if typing.Literal in {typing.get_origin(arg) for arg in (*typing.get_args(hint), hint)} else set()
     )
     spelled = f"--{flag}".replace("_", "-")
     for given in ([spelled, "x"], [f"{spelled}=x"]) if kinds else ():
-        line = refusal([name, *NEEDED.get(name, []), *given], capsys)
+        line = refused(name, [*NEEDED.get(name, []), *given])
         assert f"flag --{flag} must be" in line
         assert line.endswith("got 'x'")
     if hint is not bool:
-        assert flag in refusal([name, *NEEDED.get(name, []), f"--{flag}"], capsys)
+        assert flag in refused(name, [*NEEDED.get(name, []), f"--{flag}"])
 
 
 @pytest.mark.parametrize("name", [name for name in COMMANDS if not COMMANDS[name].takes_keys])
-def test_unknown_flags_and_stray_words_are_named_with_the_nearest(name, capsys):
+def test_unknown_flags_and_stray_words_are_named_with_the_nearest(name, refused):
     known = next(flag for command, flag, _ in FLAGS if command == name)
-    line = refusal([name, *NEEDED.get(name, []), f"--{known}x", "1"], capsys)
+    line = refused(name, [*NEEDED.get(name, []), f"--{known}x", "1"])
     assert f"flag --{known}x is not known; did you mean {known}?" in line
     if name not in ("evaluate", "report"):
-        assert "'stray'" in refusal([name, *NEEDED.get(name, []), "stray"], capsys)
+        assert "'stray'" in refused(name, [*NEEDED.get(name, []), "stray"])
 
 
 @pytest.mark.parametrize("name", ["train", "plan"])
@@ -163,8 +183,8 @@ def test_without_a_command_there_is_a_line(words, expected, capsys):
     assert expected in refusal(words, capsys)
 
 
-def test_a_flag_that_takes_no_value_does_not_swallow_one(capsys):
-    assert "'false'" in refusal(["report", "r", "--force=false"], capsys)
+def test_a_flag_that_takes_no_value_does_not_swallow_one(refused):
+    assert "'false'" in refused("report", ["r", "--force=false"])
 
 
 @pytest.mark.parametrize(
