@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from terminal import Terminal
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -335,13 +336,16 @@ def test_every_end_of_sequence_of_the_model_counts(ladder):
     assert model.calls[0][2].eos_token_id == [tokenizer.eos_token_id, reply[2]]
 
 
-def test_progress_is_shown_on_stderr_only_when_asked(ladder, capsys):
-    evaluate(*ladder)
+def test_progress_is_shown_on_a_terminal_when_asked_and_nowhere_else(ladder, capsys, monkeypatch):
+    evaluate(*ladder, progress=True)  # stderr is captured: no terminal
     assert capsys.readouterr() == ("", "")
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    evaluate(*ladder)
+    assert terminal.getvalue() == ""
     evaluate(*ladder, progress=True)
-    output = capsys.readouterr()
-    assert output.out == ""
-    assert "evaluate" in output.err
+    assert "evaluate" in terminal.getvalue()
+    assert capsys.readouterr().out == ""
 
 
 CHAT = [{"role": "user", "content": "12 20"}]

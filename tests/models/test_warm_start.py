@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from terminal import Terminal
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from equipoise.errors import InputError
@@ -100,13 +101,14 @@ def test_an_interruption_leaves_nothing_behind(tmp_path, monkeypatch):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_output_is_a_progress_bar_on_stderr_or_nothing(tmp_path, capsys):
+def test_output_is_a_progress_bar_on_a_terminal_or_nothing(tmp_path, capsys, monkeypatch):
     warm_start_ladder(tmp_path / "quiet", **TINY)
     assert capsys.readouterr() == ("", "")
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
     warm_start_ladder(tmp_path / "shown", steps=3, batch_size=8)
-    output = capsys.readouterr()
-    assert output.out == ""
-    assert "warm start" in output.err
+    assert "warm start" in terminal.getvalue()
+    assert capsys.readouterr().out == ""
 
 
 def test_warm_start_learns_the_rules_of_the_ladder(tmp_path):
