@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from command_line import arguments, refusal, run_lines
+from command_line import arguments, refusal, run_lines, untimed
 from safetensors.torch import load_file
 from trainer_setup import character_tokenizer
 
@@ -55,16 +55,13 @@ def test_a_resumed_run_keeps_the_defaults_it_began_with(workplace, caplog):
     assert "run began with papo_strength=0.9 and keeps it; now the default is 0.5" in caplog.text
     assert len(caplog.text.split("began with")) == 2
     for entry, reference in zip(run_lines("run/metrics.jsonl"), expected, strict=True):
-        assert entry | {"step_time": 0} == reference | {"step_time": 0}
+        assert untimed(entry) == untimed(reference)
 
 
 def test_a_run_from_its_own_config_is_the_same_run(workplace):
     main(arguments(evaluate_every=0))
     main(["train", "--config", "run/config.yaml", "--output_dir", "again"])
-    kept = [
-        [{k: v for k, v in m.items() if k != "step_time"} for m in run_lines(f"{name}/metrics.jsonl")]
-        for name in ("run", "again")
-    ]
+    kept = [[untimed(m) for m in run_lines(f"{name}/metrics.jsonl")] for name in ("run", "again")]
     assert kept[0] == kept[1]
 
 
@@ -84,10 +81,7 @@ def test_an_interrupted_run_resumes_to_the_same_files(workplace, monkeypatch):
         file.write('{"update": 4, "loss"')  # cut off by the interruption
     assert main(["train", "--resume", "run"]) == 0
     for name in ("metrics.jsonl", "evaluation.jsonl"):
-        lines = [
-            [{k: v for k, v in m.items() if k != "step_time"} for m in run_lines(f"{r}/{name}")]
-            for r in ("whole", "run")
-        ]
+        lines = [[untimed(m) for m in run_lines(f"{r}/{name}")] for r in ("whole", "run")]
         assert lines[0] == lines[1]
     weights = [torch.load(f"{r}/checkpoint-4/optimizer.pt", weights_only=True)["state"] for r in ("whole", "run")]
     assert all(torch.equal(weights[0][i]["exp_avg"], weights[1][i]["exp_avg"]) for i in weights[0])
@@ -188,7 +182,7 @@ def test_one_line_and_nothing_left_behind(workplace, capsys, case):
     [
         ('{"prompt": "a", "answer": "b"}\n{"prompt": }\n', "data.jsonl, line 2"),
         ("", "data.jsonl"),
-        ('{"prompt": "a", "answer": "no maths here !!"}\n', "no maths here"),
+        ('{"prompt": "a", "answer": "+*"}\n', "+*"),
     ],
 )
 def test_data_that_cannot_be_used(workplace, capsys, content, expected):

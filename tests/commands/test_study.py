@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from equipoise.cli import main
+from equipoise.commands import side_by_side
 from equipoise.commands.compare import runs as study_runs
 from equipoise.commands.compare.figures import conditions_figure, differences_figure
 from equipoise.commands.compare.results import (
@@ -169,10 +170,10 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "train", lambda values: called.append("train"))
     monkeypatch.setattr(run, "resume", lambda folder, changes: called.append("resume"))
     (tmp_path / "run").mkdir()
-    monkeypatch.setattr(study_runs, "latest_checkpoint", lambda folder: tmp_path)
+    monkeypatch.setattr(side_by_side, "latest_checkpoint", lambda folder: tmp_path)
     study_runs._train(tmp_path / "run", {}, {})
     assert called == ["resume"]
-    monkeypatch.setattr(study_runs, "latest_checkpoint", lambda folder: None)
+    monkeypatch.setattr(side_by_side, "latest_checkpoint", lambda folder: None)
     monkeypatch.setattr(run, "train", lambda values: (called.append("train"), (tmp_path / "run").mkdir()))
     study_runs._train(tmp_path / "run", {}, {})
     assert called == ["resume", "train"], "without a checkpoint from the beginning, in an empty folder"
@@ -255,4 +256,4 @@ def test_rows_are_read_from_the_run_folder(finished):
 @pytest.mark.parametrize("jobs", ["0", "-1"])
 def test_jobs_must_be_positive(tmp_path, capsys, jobs):
     assert main(["compare", str(write(tmp_path)), "--jobs", jobs]) == 2
-    assert f"--jobs must be >= 1, got {jobs}" in capsys.readouterr().err
+    assert f"--jobs must be >= 1, got --jobs={jobs}" in capsys.readouterr().err

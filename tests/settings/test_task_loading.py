@@ -60,9 +60,9 @@ def test_own_data_are_verified_as_the_training_is():
     write("test.jsonl", *sums(3))
     write("train.jsonl", *sums(1))
     task = load_task(settings(task="data:train.jsonl", eval_task="data:test.jsonl", reward="exact + 0.5*format"))
-    assert (verdict(task, "6"), verdict(task, r"\boxed{6}")) == ([1.0], [0.0])
+    assert (verdict(task, "6"), verdict(task, "6.0")) == ([1.0], [0.0])
     task = load_task(settings(task="data:train.jsonl", eval_task="data:test.jsonl"))
-    assert verdict(task, r"\boxed{6}") == [1.0], "math, where nothing is said"
+    assert verdict(task, r"\boxed{6.0}") == [1.0], "math, where nothing is said"
     task = load_task(settings(task="0.5*data:train.jsonl + 0.5*ladder", eval_task="data:test.jsonl"))
     assert verdict(task, r"\boxed{6}") == [1.0], "rows of the user belong to no task of the mixture"
 
@@ -83,7 +83,7 @@ def test_a_benchmark_brings_its_verifier_and_own_data_take_the_reward():
     for name, right in (("aime_2024?path=aime.jsonl", 1.0), ("data:own.jsonl", 0.0)):
         task = evaluation_task(name, reward="exact")
         answer = task.train["answer"][:1]
-        assert task.evaluation_reward(prompts=["3+3="], completions=[r"\boxed{6}"], answer=answer) == [right]
+        assert task.evaluation_reward(prompts=["3+3="], completions=[r"\boxed{6.0}"], answer=answer) == [right]
 
 
 GAME = """

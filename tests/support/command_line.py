@@ -59,6 +59,11 @@ def arguments(**changes):
     return ["train", *(word for k, v in (keys | changes).items() if v is not None for word in (f"--{k}", str(v)))]
 
 
+def untimed(record):
+    """A line of metrics without what a clock says."""
+    return {name: value for name, value in record.items() if name != "step_time" and not name.endswith("_seconds")}
+
+
 def run_lines(name):
     return [json.loads(line) for line in Path(name).read_text().splitlines()]
 
