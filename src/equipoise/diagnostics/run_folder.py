@@ -22,7 +22,13 @@ RECORDS_FOLDER, MODEL_FOLDER = "tokens", "model"
 
 CHECKPOINT_PREFIX = "checkpoint-"  # the name is transformers'
 CHECKPOINT_MARKER = "equipoise.json"
-"""In a checkpoint, written last: one without it is not whole."""
+"""In a checkpoint of equipoise, written last: one without it is not whole, or of another trainer."""
+
+CHECKPOINT_BEGUN = "equipoise.unfinished"
+"""In a checkpoint that equipoise has begun to write; gone once it is whole. Only what bears it may be cleared away."""
+
+HOST_STATE = "trainer_state.json"
+"""In every checkpoint of transformers' trainers, one of the last files that they write."""
 
 
 def is_run_folder(name: str | Path) -> bool:
@@ -53,14 +59,26 @@ def checkpoint_folders(run_folder: str | Path) -> list[Path]:
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Whether the checkpoint was written to its end."""
-    return (checkpoint / CHECKPOINT_MARKER).is_file()
+    """Whether equipoise wrote the checkpoint to its end."""
+    return (checkpoint / CHECKPOINT_MARKER).is_file() and not is_begun(checkpoint)
 
 
-def latest_checkpoint(run_folder: str | Path) -> Path | None:
-    """The newest complete checkpoint of a run, or None."""
-    complete = [folder for folder in checkpoint_folders(run_folder) if is_complete(folder)]
-    return complete[-1] if complete else None
+def is_begun(checkpoint: Path) -> bool:
+    """Whether equipoise began to write the checkpoint, and was interrupted or goes on."""
+    return (checkpoint / CHECKPOINT_BEGUN).is_file()
+
+
+def is_foreign(checkpoint: Path) -> bool:
+    """Whether another trainer of transformers wrote the checkpoint, such as TRL's GRPOTrainer."""
+    ours = is_complete(checkpoint) or is_begun(checkpoint)
+    return not ours and (checkpoint / HOST_STATE).is_file()
+
+
+def latest_checkpoint(run_folder: str | Path, *, foreign: bool = False) -> Path | None:
+    """The newest complete checkpoint of a run, or None; with `foreign`, one of another trainer counts as well."""
+    found = checkpoint_folders(run_folder)
+    usable = [folder for folder in found if is_complete(folder) or (foreign and is_foreign(folder))]
+    return usable[-1] if usable else None
 
 
 def trained_model(run_folder: Path) -> Path:

@@ -57,6 +57,7 @@ def recorded_generation(model: Any, temperature: float) -> Iterator[list[Tensor]
         temperature: of sampling.
     """
     recorded: list[Tensor] = []
+    own = model.__dict__.get("generate")  # transformers sets one on a model that FSDP2 shards
     original = model.generate
 
     def generate(*args, **kwargs):
@@ -69,4 +70,7 @@ def recorded_generation(model: Any, temperature: float) -> Iterator[list[Tensor]
     try:
         yield recorded
     finally:
-        del model.generate
+        if own is None:
+            del model.generate
+        else:
+            model.generate = own

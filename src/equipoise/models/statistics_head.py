@@ -40,7 +40,7 @@ class StatisticsOutput(ModelOutput):
     aux_loss: Tensor | None = None
 
 
-def add_statistics_head(model: PreTrainedModel, *, temperature: float) -> None:
+def add_statistics_head(model: PreTrainedModel, *, temperature: float, float32_products: bool = False) -> None:
     """Make `model(..., labels=labels, fused_lm_head=True)` return a `StatisticsOutput`; other calls are unchanged.
 
     Only positions whose next-token label is not -100 pass the LM head, and no [tokens, vocabulary] tensor is formed.
@@ -48,6 +48,8 @@ def add_statistics_head(model: PreTrainedModel, *, temperature: float) -> None:
     Args:
         model: a causal language model, not wrapped in PEFT (pass the base model). Patched in place.
         temperature: of the sampling policy, > 0; divides the logits.
+        float32_products: form logits from float32 hidden states and weights, whatever type the model computes in
+            (TRL's `cast_lm_head_to_fp32`).
 
     Raises:
         ValueError: the LM head has an adapter of its own (`lora_target_modules`), whose part would be missing. A whole
@@ -58,7 +60,8 @@ def add_statistics_head(model: PreTrainedModel, *, temperature: float) -> None:
             "an adapter on the LM head is not in its weight, which log-probs and entropies are formed from: leave the "
             "head out of lora_target_modules"
         )
-    original_forward, head = model.forward, _StatisticsHead(model.config.get_text_config(), temperature)
+    head = _StatisticsHead(model.config.get_text_config(), temperature, float32_products=float32_products)
+    original_forward = model.forward
 
     # `generate` validates its keyword arguments against the signature, so the class's own is kept.
     @functools.wraps(type(model).forward)
@@ -77,10 +80,11 @@ class _StatisticsHead:
     Args:
         text_config: of the model.
         temperature: divides the logits.
+        float32_products: as of `add_statistics_head`.
     """
 
-    def __init__(self, text_config: Any, temperature: float):
-        self.text_config, self.temperature = text_config, temperature
+    def __init__(self, text_config: Any, temperature: float, *, float32_products: bool = False):
+        self.text_config, self.temperature, self.float32_products = text_config, temperature, float32_products
         self.softcap = getattr(text_config, "final_logit_softcapping", None)
         self.factor = _logit_factor(text_config)
 
@@ -107,7 +111,8 @@ class _StatisticsHead:
 
     def _statistics(self, head: Any, targets: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
         weight, bias = _present(head)
-        rows = (rows if self.factor == 1 else rows * self.factor).to(_type_of_products(rows))
+        products = torch.float32 if self.float32_products else _type_of_products(rows)
+        rows = (rows if self.factor == 1 else rows * self.factor).to(products)
         bias = None if bias is None else bias * self.factor
         # Sums want float32 logits; under autocast the product would be rounded to bf16 first.
         with torch.autocast(rows.device.type, enabled=False):

@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 import torch
@@ -64,7 +64,7 @@ class EquipoiseConfig(RecordSettings, SteeringSettings, RolloutSettings, GRPOCon
 
     host_methods = TRL_METHODS
 
-    # TRL's defaults, changed: precision and checkpointing follow the machine, and every update is logged.
+    # TRL's defaults, changed: precision and checkpointing follow the machine.
     bf16: bool | None = field(
         default=None, metadata={"help": "bf16 mixed precision; unset: on with an accelerator, off on a CPU."}
     )
@@ -72,7 +72,6 @@ class EquipoiseConfig(RecordSettings, SteeringSettings, RolloutSettings, GRPOCon
         default=None,
         metadata={"help": "Trade compute for memory; unset: on with an accelerator, off on a CPU."},
     )
-    logging_steps: float = field(default=1, metadata={"help": "Log every N updates."})
 
     def __post_init__(self) -> None:
         self._fit_machine()
@@ -94,6 +93,17 @@ class EquipoiseConfig(RecordSettings, SteeringSettings, RolloutSettings, GRPOCon
             self._check_balanced(batch)
         if self.sets_gradient:
             self._check_gradients()
+
+    @classmethod
+    def of_trl(cls, config: GRPOConfig) -> "EquipoiseConfig":
+        """TRL's settings as TRL has checked and completed them, and the features of equipoise off."""
+        # Made without __post_init__: TRL's cannot be applied twice, and ours fits defaults that this user has chosen.
+        own = cls.__new__(cls)
+        for part in fields(cls):
+            if part.name in OWN_FIELDS:
+                setattr(own, part.name, part.default_factory() if part.default is MISSING else part.default)
+        vars(own).update(vars(config))
+        return own
 
     def _fit_machine(self) -> None:
         # Without it transformers would take several processes on a CPU for as many runs of one process.

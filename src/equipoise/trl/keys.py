@@ -50,7 +50,7 @@ def build(values: dict[str, Any]) -> tuple[RunSettings, EquipoiseConfig]:
     Raises:
         InputError: values out of range, missing or excluding each other.
     """
-    values = with_preset(values)
+    values = {"logging_steps": 1} | with_preset(values)  # the report and the studies want every update
     own = {f.name for f in dataclasses.fields(RunSettings)}
     run = RunSettings(**{k: v for k, v in values.items() if k in own})
     if not values.get("output_dir"):

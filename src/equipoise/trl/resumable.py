@@ -14,7 +14,7 @@ from accelerate.utils import send_to_device
 from safetensors import SafetensorError
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from equipoise.diagnostics.run_folder import checkpoint_folder, latest_checkpoint, rollout_file
+from equipoise.diagnostics.run_folder import checkpoint_folder, is_foreign, latest_checkpoint, rollout_file
 from equipoise.steering import Steering, Update
 from equipoise.trl import checkpoints
 from equipoise.trl.config import EquipoiseConfig
@@ -23,6 +23,9 @@ from equipoise.trl.seams import UnloggedLoss
 from equipoise.trl.token_recording import TokenRecording
 
 logger = logging.getLogger("equipoise")
+
+_OPTIMIZER_STATE = ("optimizer.*", "optimizer_0", "global_step*")
+"""In a checkpoint: of one process or DDP, of FSDP, of DeepSpeed."""
 
 _HOW_TO_RESUME = {
     "FSDP": "with `accelerate launch` and an FSDP configuration; in one process with --num_processes 1",
@@ -48,12 +51,13 @@ class ResumableTrainer(GRPOTrainer):
         """TRL's `train`; `resume_from_checkpoint=True` takes the newest complete checkpoint of the run.
 
         A resumed run continues exactly: controller, rollout batch in use, order of the data and random state included.
+        One of GRPOTrainer is continued too; what equipoise would add to it begins anew then.
 
         Raises:
             CheckpointError: nothing complete to resume from, or a checkpoint that was sharded otherwise.
         """
         if resume_from_checkpoint is True:
-            latest = latest_checkpoint(self.args.output_dir)
+            latest = latest_checkpoint(self.args.output_dir, foreign=True)
             if latest is None:
                 raise checkpoints.CheckpointError(f"{self.args.output_dir} has no complete checkpoint to resume from")
             resume_from_checkpoint = str(latest)
@@ -69,7 +73,7 @@ class ResumableTrainer(GRPOTrainer):
                 self._recording.close()
 
     def _check_resumable(self, checkpoint: Path) -> None:
-        if not checkpoints.read_marker(checkpoint).get("resumable", True):
+        if not is_foreign(checkpoint) and not checkpoints.read_marker(checkpoint).get("resumable", True):
             raise checkpoints.CheckpointError(
                 f"{checkpoint} was saved with save_only_model: it has no optimizer state to resume from"
             )
@@ -99,6 +103,9 @@ class ResumableTrainer(GRPOTrainer):
         run_folder = self._get_output_dir(trial=trial)
         folder = checkpoint_folder(run_folder, self.state.global_step)
         with self._whole_checkpoint(folder):
+            if self.args.should_save:
+                checkpoints.begin(folder)
+            self.accelerator.wait_for_everyone()  # no process may write into what is moved aside
             # transformers would remove older checkpoints before this one is marked complete.
             limit, self.args.save_total_limit = self.args.save_total_limit, None
             try:
@@ -118,8 +125,6 @@ class ResumableTrainer(GRPOTrainer):
 
     @contextmanager
     def _whole_checkpoint(self, folder: Path) -> Iterator[None]:
-        if self.args.should_save:
-            checkpoints.discard_incomplete(folder.parent)
         try:
             yield
         except (OSError, RuntimeError, SafetensorError) as error:
@@ -155,6 +160,9 @@ class ResumableTrainer(GRPOTrainer):
         if checkpoint is None:
             return
         self.state.compute_steps(self.args, self.state.max_steps)  # else save_steps and the like stay as they were
+        if is_foreign(Path(checkpoint)):
+            self._begin_anew(Path(checkpoint))
+            return
         marker = checkpoints.read_marker(Path(checkpoint))
         # max_steps may have changed since
         self.steering.load_state_dict(marker, progress=self._progress(self.state.global_step))
@@ -165,8 +173,7 @@ class ResumableTrainer(GRPOTrainer):
                 "Resuming with another number of processes: the rollout batch in use is sampled again; "
                 "stored groups and unfinished completions, if any, begin anew."
             )
-            self._step = self.state.global_step * self.args.gradient_accumulation_steps
-            self._buffered_inputs = None
+            self._sample_again()
             return
         if self.off_policy is not None:
             self.off_policy.load(Path(checkpoint))
@@ -176,6 +183,22 @@ class ResumableTrainer(GRPOTrainer):
         self._metrics["train"].clear()
         self._metrics["train"].update(state["metrics"])
         self.add_callback(UnloggedLoss(self, state["unlogged_loss"], state["last_logged_step"]))
+
+    def _begin_anew(self, checkpoint: Path) -> None:
+        """Go on from another trainer's checkpoint: with what transformers has restored of it."""
+        present = {name for pattern in _OPTIMIZER_STATE for name in checkpoint.glob(pattern)}
+        logger.warning(
+            "%s is of another trainer: model, %sorder of the data and random state go on; the controller, the rollout "
+            "batch in use and stored groups begin anew.",
+            checkpoint,
+            "optimizer, " if present else "",
+        )
+        self._sample_again()
+
+    def _sample_again(self) -> None:
+        """The next micro-batch begins a rollout batch."""
+        self._step = self.state.global_step * self.args.gradient_accumulation_steps
+        self._buffered_inputs = None
 
     def _progress(self, num_updates: int) -> float:
         return min(num_updates / self.state.max_steps, 1.0) if self.state.max_steps > 0 else 0.0

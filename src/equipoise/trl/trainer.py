@@ -23,7 +23,7 @@ from torch.utils.data import Sampler
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
-from trl.trainer.utils import RepeatSampler
+from trl.trainer.utils import RepeatSampler, get_config_model_id
 
 from equipoise.entropy_control.draw import row_identity
 from equipoise.models.statistics_head import add_statistics_head
@@ -47,25 +47,28 @@ METRIC_PREFIX = "equipoise/"
 
 
 class EquipoiseTrainer(ResumableTrainer):
-    """TRL's `GRPOTrainer` with `EquipoiseConfig`. Arguments are TRL's.
+    """TRL's `GRPOTrainer` with `EquipoiseConfig`. Arguments are TRL's, by position as by name.
 
     With clipping="fixed" and polarity="off" losses and gradients are TRL's. Every update is measured either way; the
     scalars are logged with the prefix `equipoise/`. Bounds and branch weights are constant within an update, and the
     same for any split of it into micro-batches and ranks.
 
+    Without `args` the defaults of `EquipoiseConfig` are taken. A plain `GRPOConfig` is taken as it is, with clipping
+    "fixed" and polarity "off".
+
     Raises:
-        TypeError: when `args` is no EquipoiseConfig.
+        TypeError: when `args` is no GRPOConfig.
     """
 
     _tag_names = ["trl", "grpo", "equipoise"]  # noqa: RUF012
 
-    def __init__(self, model, reward_funcs=None, args: GRPOConfig | None = None, **kwargs):
-        if not isinstance(args, EquipoiseConfig):
-            raise TypeError(f"args must be an EquipoiseConfig, got {type(args).__name__}")
+    @functools.wraps(GRPOTrainer.__init__)
+    def __init__(self, model, reward_funcs=None, args: GRPOConfig | None = None, *further, **kwargs):
+        args = own_config(args, model)
         self._on_statistics: Callable[[TokenStatistics], None] | None = None
-        super().__init__(model, reward_funcs, args, **kwargs)
+        super().__init__(model, reward_funcs, args, *further, **kwargs)
         base = cast(Any, self.model).get_base_model() if is_peft_model(self.model) else self.model
-        add_statistics_head(base, temperature=self.temperature)
+        add_statistics_head(base, temperature=self.temperature, float32_products=args.cast_lm_head_to_fp32)
         self.steering = Steering(
             args,
             fixed_bounds=args.fixed_bounds(),
@@ -281,6 +284,27 @@ class EquipoiseTrainer(ResumableTrainer):
         values = self.steering.close(update, progress=self._progress(self.state.global_step + 1))
         for name, value in (values | {"rollout_reward": self._rollout_reward}).items():
             self._metrics["train"][METRIC_PREFIX + name].append(value)
+
+
+def own_config(args: GRPOConfig | None, model: Any) -> EquipoiseConfig:
+    """The settings of a trainer that was given TRL's, or none.
+
+    Args:
+        args: of the trainer.
+        model: its name, a path, or the model itself; names the output folder where nothing does, as in TRL.
+
+    Raises:
+        TypeError: something else than a GRPOConfig.
+    """
+    if isinstance(args, EquipoiseConfig):
+        return args
+    if args is None:
+        name = model if isinstance(model, str) else get_config_model_id(model.config)
+        return EquipoiseConfig(f"{name.split('/')[-1]}-GRPO")
+    if not isinstance(args, GRPOConfig):
+        raise TypeError(f"args must be an EquipoiseConfig or TRL's GRPOConfig, got {type(args).__name__}")
+    logger.warning("args is a plain GRPOConfig: balanced clipping and polarity are off; EquipoiseConfig has their keys")
+    return EquipoiseConfig.of_trl(args)
 
 
 _MODEL_INPUTS = tuple(
