@@ -63,7 +63,7 @@ class EquipoiseTrainer(ResumableTrainer):
     _tag_names = ["trl", "grpo", "equipoise"]  # noqa: RUF012
 
     @functools.wraps(GRPOTrainer.__init__)
-    def __init__(self, model, reward_funcs=None, args: GRPOConfig | None = None, *further, **kwargs):
+    def __init__(self, model, reward_funcs=None, args=None, *further, **kwargs):
         args = own_config(args, model)
         self._on_statistics: Callable[[TokenStatistics], None] | None = None
         super().__init__(model, reward_funcs, args, *further, **kwargs)
@@ -286,11 +286,11 @@ class EquipoiseTrainer(ResumableTrainer):
             self._metrics["train"][METRIC_PREFIX + name].append(value)
 
 
-def own_config(args: GRPOConfig | None, model: Any) -> EquipoiseConfig:
+def own_config(args: Any, model: Any) -> EquipoiseConfig:
     """The settings of a trainer that was given TRL's, or none.
 
     Args:
-        args: of the trainer.
+        args: that the trainer was given; None for none.
         model: its name, a path, or the model itself; names the output folder where nothing does, as in TRL.
 
     Raises:
