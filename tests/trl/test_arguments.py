@@ -9,6 +9,7 @@ from trainer_setup import character_tokenizer, config, digit_reward, prompts, ti
 from transformers import TrainingArguments
 from trl import GRPOConfig, GRPOTrainer
 
+from equipoise.models import statistics_head
 from equipoise.trl import EquipoiseConfig, EquipoiseTrainer
 from equipoise.trl.config import OWN_FIELDS
 
@@ -71,3 +72,29 @@ def test_without_args_there_are_defaults(tmp_path, monkeypatch):
 def test_other_settings_are_refused(tmp_path):
     with pytest.raises(TypeError, match="GRPOConfig, got TrainingArguments"):
         trainer(tmp_path, args=TrainingArguments(str(tmp_path), use_cpu=True))
+
+
+def trained(folder, kind, **settings):
+    subject = trainer(folder, trainer_class=kind, args=plain_config(folder, optim="sgd", max_grad_norm=0, **settings))
+    subject.train()
+    return subject.model.state_dict()
+
+
+def test_in_bf16_on_a_cpu_it_trains_what_trl_trains_with_a_float32_head(tmp_path):
+    """TRL's default rounds logits to bf16 there, ours never: that is all the two differ by."""
+    ours = trained(tmp_path, EquipoiseTrainer, bf16=True)
+    theirs = trained(tmp_path, GRPOTrainer, bf16=True, cast_lm_head_to_fp32=True)
+    rounded = trained(tmp_path, GRPOTrainer, bf16=True)
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=0, atol=1e-5)
+    assert max((rounded[name] - value).abs().max() for name, value in theirs.items()) > 1e-4
+
+
+def test_the_head_multiplies_in_float32_where_that_is_asked_for(tmp_path, monkeypatch):
+    """On a GPU under autocast it would multiply in bf16; here the type it would take is put in its place."""
+    monkeypatch.setattr(statistics_head, "_type_of_products", lambda rows: torch.bfloat16)
+    ours = {cast: trained(tmp_path, EquipoiseTrainer, cast_lm_head_to_fp32=cast) for cast in (True, False)}
+    theirs = trained(tmp_path, GRPOTrainer, cast_lm_head_to_fp32=True)
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[True][name], value, rtol=0, atol=1e-6)
+    assert max((ours[False][name] - value).abs().max() for name, value in theirs.items()) > 1e-5

@@ -33,7 +33,8 @@ class StatisticsOutput(ModelOutput):
         aux_loss: load-balancing loss of a mixture-of-experts model, when router logits are asked for.
     """
 
-    log_probs: Tensor | None = None
+    # Under mixed precision accelerate makes it anew, from one dict of all fields in the first one's place.
+    log_probs: Tensor | dict[str, Tensor] | None = None
     entropy: Tensor | None = None
     tendency: Tensor | None = None
     correction: Tensor | None = None
