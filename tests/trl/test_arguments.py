@@ -87,7 +87,7 @@ def test_in_bf16_on_a_cpu_it_trains_what_trl_trains_with_a_float32_head(tmp_path
     rounded = trained(tmp_path, GRPOTrainer, bf16=True)
     for name, value in theirs.items():
         torch.testing.assert_close(ours[name], value, rtol=0, atol=1e-5)
-    assert max((rounded[name] - value).abs().max() for name, value in theirs.items()) > 1e-4
+    assert max((rounded[name] - value).abs().max() for name, value in theirs.items()) > 2e-5
 
 
 def test_the_head_multiplies_in_float32_where_that_is_asked_for(tmp_path, monkeypatch):
