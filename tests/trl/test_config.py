@@ -64,7 +64,7 @@ REFUSED = [
     ({"temperature": 0.0}, "temperature must be > 0, got temperature=0.0"),
     ({"epsilon": -0.1}, "epsilon must be >= 0, got epsilon=-0.1"),
     ({"epsilon_high": -0.1}, "epsilon_high must be >= 0"),
-    ({"learning_rate": float("inf")}, "learning_rate must be >= 0, got learning_rate=inf"),
+    ({"learning_rate": float("inf")}, "learning_rate must be >= 0 and finite, got learning_rate=inf"),
     ({"num_generations": 0}, "num_generations must be >= 2"),
     ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps must be >= 1"),
     ({"steps_per_generation": 0}, "steps_per_generation must be >= 1"),

@@ -78,8 +78,9 @@ class EquipoiseConfig(RecordSettings, SteeringSettings, RolloutSettings, GRPOCon
         self._fit_machine()
         for name, least in LEAST.items():
             value = getattr(self, name)
-            require(name, value, f">= {least}", value is None or least <= value < math.inf)
-        require("temperature", self.temperature, "> 0", 0 < self.temperature < math.inf)
+            rule = f">= {least}" + (" and finite" if isinstance(value, float) else "")
+            require(name, value, rule, value is None or least <= value < math.inf)
+        require("temperature", self.temperature, "> 0 and finite", 0 < self.temperature < math.inf)
         self._set_host_keys()
         super().__post_init__()
         for name, choices in CHOICES.items():
