@@ -224,6 +224,30 @@ def test_what_lies_outside_the_mask_is_never_read():
         assert torch.equal(found[0].advantage[inside], expected[0].advantage[inside])
 
 
+def test_the_ratio_of_a_sequence_is_over_all_tokens_that_the_policy_chose():
+    known = rows()
+    (batch,) = micro_batches(known, 1, sequence_ratio=True)
+    log_ratio = known["statistics"].logprob - known["old_logprob"]
+    assert (known["loss_mask"] != known["action_mask"]).any()
+    for row, mask in enumerate(known["action_mask"]):
+        expected = log_ratio[row][mask].mean().exp()
+        assert batch.ratio[row].tolist() == pytest.approx([expected.item()] * TIME)
+
+
+def test_the_weight_of_a_token_in_the_share_is_the_rollouts_probability_times_the_hosts_correction():
+    known, correction = rows(), torch.linspace(0.5, 1.5, ROWS)[:, None]
+    probability = known["old_logprob"].exp()
+    inside = known["action_mask"]
+    for options, expected in (
+        ({"rollout_weight": True}, probability),
+        ({"correction": correction}, correction.expand(ROWS, TIME)),
+        ({"rollout_weight": True, "correction": correction}, probability * correction),
+    ):
+        batch = MicroBatch.of(**known, **options)
+        assert torch.equal(batch.token_weight[inside], expected[inside])
+    assert MicroBatch.of(**known).token_weight is None
+
+
 def test_state_goes_through_a_checkpoint():
     keys = BALANCED | {"bapo_scope": "lagged", "polarity": "papo", "papo_warmup_updates": 1}
     subject, resumed = steering(**keys), steering(**keys)

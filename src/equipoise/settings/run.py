@@ -102,9 +102,7 @@ class EvaluationSettings:
     )
     evaluate_samples: int = field(default=16, metadata={"help": "Samples per held-out prompt."})
     evaluate_k: list[int] = field(default_factory=lambda: [1, 8], metadata={"help": "The k of pass@k."})
-    evaluate_prompts: int | None = field(
-        default=None, metadata={"help": "Use only the first N held-out prompts."}
-    )
+    evaluate_prompts: int | None = field(default=None, metadata={"help": "Use only the first N held-out prompts."})
 
     def _check_evaluation(self) -> None:
         prompts = self.evaluate_prompts
