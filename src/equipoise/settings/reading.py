@@ -158,7 +158,7 @@ def _flag_value(key: str, words: list[str]) -> Any:
 
 
 def _word_value(word: str) -> Any:
-    """A number, true, false, null, a quoted text, `[…]` or `{…}`; any other word is itself, whatever YAML makes of it."""
+    """A number, true, false, null, a quoted text, `[…]` or `{…}`; any other word is itself, whatever YAML says."""
     written_as_yaml = word[:1] in ("'", '"', "[", "{", "!")
     try:
         value = _loaded(word)
