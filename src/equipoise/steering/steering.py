@@ -147,7 +147,8 @@ class Steering:
             progress: fraction of the run's updates that is done with this one, in [0, 1].
 
         Raises:
-            DivergedError: on all ranks alike, before the optimizer steps: a token without a finite ratio or advantage.
+            DivergedError: on all ranks alike, before the optimizer steps: of a ratio, advantage or statistic that is
+                not finite.
         """
         measures = update.reduce(self.ranks.all_reduce)
         if measures.sums["nonfinite"]:
