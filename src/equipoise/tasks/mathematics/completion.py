@@ -24,6 +24,9 @@ _JOINT = re.compile(
 )
 _BARE = re.compile(r"(?!.*[a-z]{2,}\s+[a-z]{2,})[^\w\s]*[\d.,/^*()√π\sa-z=<>≤≥½¼¾²³%°+\-−\\{}]*[^\w\s]*", re.DOTALL)
 _HEDGE = re.compile(r"\bor\b", re.IGNORECASE)
+_ADVERB = re.compile(r"(?:(?:therefore|thus|hence|then|so|approximately|about|simply|just|exactly|clearly|indeed)\b,?\s*)+", re.IGNORECASE)
+_REASON = re.compile(r",?\s+(?:because|since|as)\b|,\s*(?:and\s+)?not\b", re.IGNORECASE)
+_GOES_ON = re.compile(r"\s*[-+*/^=,<>(]|\w\b|\s*(?:\.\.|…|\\[cl]?dots)")
 _SUFFIX = re.compile(
     r"\s*(?:\$\s*)?(\\?%|\s*percent\b|\^\s*\{?\s*\\circ\s*\}?|°|\^\{[^{}]*\}|\^\w|!(?!\s*$)|\\(?:text|mathrm)\s*\{[^{}]*\})"
 )
@@ -143,8 +146,9 @@ def _sentence(rest: str) -> str | None:
     sentence = re.split(r"(?<=[^\d\s])[.!?](?:\s|$)|(?<=\d)[.!?](?:\s|$)|(?<=[a-z])\.(?=\s[A-Z])", line)[0].strip(
         " *:_`\"'"
     )
+    sentence = _ADVERB.sub("", _REASON.split(sentence)[0])
     number = _NUMBER.match(sentence)
-    if number and re.search(r"\d", number[0]) and not re.match(r"\s*[-+*/^=,<>(]|\w\b", sentence[number.end() :]):
+    if number and re.search(r"\d", number[0]) and not _GOES_ON.match(sentence[number.end() :]):
         rest_words = sentence[number.end() :].strip()
         if not re.search(r"\b(or|and)\b|\d", rest_words):
             return number[0]

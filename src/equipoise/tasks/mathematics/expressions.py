@@ -64,6 +64,10 @@ def _settled(expression: Any) -> Any:
     for symbol in expression.free_symbols:
         if symbol.name == "i":
             replaced[symbol] = sympy.I
+    for power in expression.atoms(sympy.Pow):
+        base, exponent = power.args
+        if base.is_Rational and base.is_negative and exponent.is_Rational and exponent.q % 2 == 1 and exponent.q > 1:
+            replaced[power] = (-1) ** exponent.p * (-base) ** exponent  # the real root
     return expression.xreplace(replaced) if replaced else expression
 
 
