@@ -6,8 +6,10 @@ from .spans import group_end
 
 MAX_BARE = 40  # characters of a completion that is nothing but a formula without delimiters
 NEAR = 70  # characters between boxes that may belong together
-_BOX = re.compile(r"\\{0,2}(?<![A-Za-z])(?:boxed|fbox|framebox)(?![A-Za-z])\s*")
-_TAGS = re.compile(r"<answer>(.{0,4000}?)</answer>", re.DOTALL | re.IGNORECASE)
+_BOX = re.compile(  # without a backslash only before a brace: "the boxed answer" is prose
+    r"(?:\\{1,2}(?:boxed|fbox|framebox)(?![A-Za-z])|(?<![A-Za-z\\])(?:boxed|fbox|framebox)(?=\s*\{))\s*"
+)
+_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
 _MARKED = re.compile(
     r"####\s*|(?:final\s+answer|answers?|result|solutions?|option|choice)\s*(?:is|are|equals)\s*:?|"
     r"\*{0,2}(?:final\s+)?answer\*{0,2}\s*[:=]\s*\*{0,2}", re.IGNORECASE,
@@ -40,8 +42,7 @@ def answer_text(completion: str) -> str | None:
     before </think> does not count.
     """
     text = completion.rpartition("</think>")[2]
-    if tagged := _TAGS.findall(text):
-        inside = tagged[-1].strip()
+    if (inside := tagged_answer(text)) is not None:
         return _boxed(inside) if _BOX.search(inside) else inside or None
     if _BOX.search(text):
         found = _boxed(text)
@@ -53,9 +54,23 @@ def answer_text(completion: str) -> str | None:
 def marked_answer(completion: str) -> str | None:
     """The text in the last <answer> tags, or else in the last box; None where there is neither."""
     text = completion.rpartition("</think>")[2]
-    if tagged := _TAGS.findall(text):
-        return tagged[-1].strip()
+    if (inside := tagged_answer(text)) is not None:
+        return inside
     return _boxed(text) if _BOX.search(text) else None
+
+
+def tagged_answer(text: str) -> str | None:
+    """The text between the last <answer> and </answer> that belong together; None where there are none.
+
+    One pass over the text: a pattern with both tags would go over many opening ones again and again.
+    """
+    start, found = -1, None
+    for tag in _TAG.finditer(text):
+        if not tag[1]:
+            start = tag.end()
+        elif start >= 0:
+            found, start = (start, tag.start()), -1
+    return text[found[0] : found[1]].strip() if found else None
 
 
 def _has_content(text: str) -> bool:
@@ -80,14 +95,14 @@ def _boxed(text: str) -> str | None:
         return None
     kept = [boxes[-1]]
     for box in reversed(boxes[:-1]):
-        between = text[box[1] : kept[0][0]]
+        between = text[box[1] : kept[-1][0]]
         if box[2] is None or not _belong_together(between):
             break
-        kept.insert(0, box)
-    contents = list(dict.fromkeys(box[2] for box in kept))
+        kept.append(box)
+    contents = list(dict.fromkeys(box[2] for box in reversed(kept)))
     if len(contents) > 1:
         return ", ".join(contents)
-    return _with_surroundings(text, kept[-1])
+    return _with_surroundings(text, kept[0])
 
 
 def _belong_together(between: str) -> bool:
