@@ -26,9 +26,12 @@ _JOINT = re.compile(
 )
 _BARE = re.compile(r"(?!.*[a-z]{2,}\s+[a-z]{2,})[^\w\s]*[\d.,/^*()√π\sa-z=<>≤≥½¼¾²³%°+\-−\\{}]*[^\w\s]*", re.DOTALL)
 _HEDGE = re.compile(r"\bor\b", re.IGNORECASE)
-_ADVERB = re.compile(r"(?:(?:therefore|thus|hence|then|so|approximately|about|simply|just|exactly|clearly|indeed)\b,?\s*)+", re.IGNORECASE)
+_ADVERB = re.compile(
+    r"(?:(?:therefore|thus|hence|then|so|approximately|about|simply|just|exactly|clearly|indeed)\b,?\s*)+",
+    re.IGNORECASE,
+)
 _REASON = re.compile(r",?\s+(?:because|since|as)\b|,\s*(?:and\s+)?not\b", re.IGNORECASE)
-_GOES_ON = re.compile(r"\s*[-+*/^=,<>(]|\w\b|\s*(?:\.\.|…|\\[cl]?dots)")
+_GOES_ON = re.compile(r"\s*[-+*/^=,<>(]|\w\b|\s*(?:…|\\[cl]?dots)")
 _SUFFIX = re.compile(
     r"\s*(?:\$\s*)?(\\?%|\s*percent\b|\^\s*\{?\s*\\circ\s*\}?|°|\^\{[^{}]*\}|\^\w|!(?!\s*$)|\\(?:text|mathrm)\s*\{[^{}]*\})"
 )
@@ -150,7 +153,7 @@ def _is_money(match: re.Match) -> bool:
 
 def _sentence(rest: str) -> str | None:
     """What a marked answer says: formulas if it has any, else its words up to the end of the sentence."""
-    line = rest.strip().split("\n")[0].strip()
+    line = rest.strip().split("\n")[0].strip().replace("...", r"\ldots ")
     if not line:
         return None
     formulas = [match for match in _FORMULA.finditer(line) if not _is_money(match)]

@@ -50,8 +50,8 @@ def read(text: str) -> Form | None:
 def form(text: str) -> Form | None:
     """What a text in the one spelling says; None where it is nothing that can be read."""
     text = _bare(text)
-    readers = (based, congruence, functools.partial(words, form=form), _environment, _conjunction, _items, _operation, _relation,
-               _bracketed, _plus_minus, ratio)  # fmt: skip
+    readers = (based, congruence, functools.partial(words, form=form), _environment, _conjunction, _items, _operation,
+               _relation, _bracketed, _plus_minus, ratio)  # fmt: skip
     try:
         if text == r"\emptyset":
             return Region(())
