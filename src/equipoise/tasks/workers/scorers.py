@@ -7,7 +7,6 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-
 FULL = 0.99
 """A score that says that an answer is right."""
 NONSENSE = "no answer to this question is spelt like that"
