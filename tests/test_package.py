@@ -41,6 +41,10 @@ ALLOWED = {
 """Host library -> the rooms that may import it, at any depth of nesting."""
 
 MODULES = sorted(SOURCE.rglob("*.py"))
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+LONGEST_FUNCTION = 60
+"""Lines from `def` to the end, docstring included."""
+
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 ROOT = "__init__"
 RANK[ROOT] = RANK["controllers"]  # the package itself offers the core and no more
@@ -110,6 +114,16 @@ def test_imports_run_one_way(path):
 def test_a_host_is_imported_in_its_rooms_only(path):
     imported = {name.split(".")[0] for name in imported_modules(ast.parse(path.read_text()), ["equipoise"])}
     assert not {host for host in imported & set(ALLOWED) if room_of(path) not in ALLOWED[host]}
+
+
+def functions_of(path):
+    return [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, FUNCTIONS)]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_a_function_fits_on_a_screen(path):
+    lengths = {node.name: (node.end_lineno or 0) - node.lineno + 1 for node in functions_of(path)}
+    assert {name: length for name, length in lengths.items() if length > LONGEST_FUNCTION} == {}
 
 
 def test_adapters_never_import_each_other():

@@ -170,6 +170,7 @@ def test_unknown_flags_and_stray_words_are_named_with_the_nearest(name, refused)
 @pytest.mark.parametrize("name", ["train", "plan"])
 def test_unknown_keys_are_named_with_the_nearest(name, capsys):
     assert "flag --clippin is not known; did you mean clipping?" in refusal([name, "--clippin", "fixed"], capsys)
+    assert "flag --confg is not known; did you mean config?" in refusal([name, "--confg", "x"], capsys)
     assert "'stray'" in refusal([name, "stray"], capsys)
 
 

@@ -75,7 +75,7 @@ def test_names_become_folders():
         ),
         ({"methods": {"GRPO": {"sed": 1}}}, "on policy / GRPO: sed is not known; did you mean seed?"),
         ({"methods": {"GRPO": {"seed": 1}}}, "on policy / GRPO: seed is set by the study"),
-        ({"methods": {"GRPO": {"epsilon": -1}}}, "on policy / GRPO: epsilon must be >= 0, got epsilon=-1"),
+        ({"methods": {"GRPO": {"epsilon": -1}}}, "on policy / GRPO: epsilon must be >= 0 and finite, got epsilon=-1"),
         ({"seeds": [1, 1]}, r"seeds must be a list of different whole numbers >= 0, got \[1, 1\]"),
         ({"seeds": [-1]}, "seeds must be a list of different whole numbers"),
         ({"seeds": "1"}, "seeds must be a list"),

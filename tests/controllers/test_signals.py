@@ -203,7 +203,7 @@ def test_only_the_reference_needs_a_warmup(signal):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ReferenceSignal(width=0.0), "width must be > 0, got width=0.0"),
+        (lambda: ReferenceSignal(width=0.0), "width must be > 0 and finite, got width=0.0"),
         (lambda: ReferenceSignal(width=math.inf), "width must be > 0"),
         (lambda: TrendSignal(width=math.nan), "width must be > 0"),
         (lambda: ScheduleSignal(()), r"phases must be one or more numbers in \[-1, 1\], got phases=\[\]"),

@@ -7,7 +7,7 @@ import pytest
 from accelerate.parallelism_config import ParallelismConfig
 
 from equipoise.errors import InputError
-from equipoise.settings.reading import converted, read_flags, read_yaml, type_in_words
+from equipoise.settings.reading import converted, read_flags, read_yaml, type_in_words, written_keys
 from equipoise.trl.keys import build, checked_keys, known_keys
 
 
@@ -87,6 +87,41 @@ def test_of_two_spellings_of_a_number_both_are_read(tmp_path):
     assert type(keys["max_steps"]) is int
 
 
+@pytest.mark.parametrize(
+    "written", ["2026-11-27", "2026-13-45", "12:30", "007", "1_000", "0x10", "1e3", "0.10", "123e456", "5", "no", "+5"]
+)
+def test_text_keeps_its_spelling_whatever_number_or_date_it_resembles(tmp_path, written):
+    file = tmp_path / "a.yaml"
+    file.write_text(f"run_name: {written}\nmodel_init_kwargs: {{revision: '{written}', scale: 1e-3}}\n")
+    keys = checked_keys(read_yaml(file), "")
+    assert keys["run_name"] == written
+    assert checked_keys(read_flags(["--run_name", written]), "") == {"run_name": written}
+    file.write_text(written_keys(keys))  # as a run folder keeps them
+    assert checked_keys(read_yaml(file), "") == keys
+    assert keys["model_init_kwargs"] == {"revision": written, "scale": 0.001}
+
+
+@pytest.mark.parametrize(
+    "word", ["a # b", "#a", "a: b", "- a", "&a", "*a", "|", "@a", "%a", "a\nb", "? a", "Solve: {prompt}", "", "<<", "="]
+)
+def test_a_word_on_the_command_line_is_the_text_it_looks_like(word):
+    assert read_flags(["--model", word]) == {"model": word}
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [("'5'", "5"), ('"a # b"', "a # b"), ("[1, a]", [1, "a"]), ("{a: 1}", {"a": 1}), ("null", None), ("true", True)],
+)
+def test_a_word_in_the_signs_of_yaml_is_yaml(word, value):
+    assert read_flags(["--model", word]) == {"model": value}
+
+
+def test_a_mapping_may_be_merged_into_another(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text("base: &base {seed: 1, max_steps: 2}\nmore: {<<: *base, seed: 3}\n")
+    assert read_yaml(file)["more"] == {"seed": 3, "max_steps": 2}
+
+
 def test_no_is_a_word(tmp_path):
     file = tmp_path / "a.yaml"
     file.write_text("save_strategy: no\nuse_cpu: true\n")
@@ -111,6 +146,10 @@ def test_no_is_a_word(tmp_path):
         (["--model", "a", "--model_name_or_path", "b"], "model_name_or_path is given twice, under another name"),
         (["stray"], r"expected a flag \(--key value\), got 'stray'"),
         (["--model", "[a"], r"flag --model has a value that cannot be read: '\[a'"),
+        (["--model", "'a"], "flag --model has a value that cannot be read"),
+        (["--model", "!!int x"], "flag --model has a value that cannot be read"),
+        (["--model", "a\0"], "flag --model has a value that cannot be read"),
+        (["--max_steps", "9" * 5000], "flag --max_steps must be a whole number"),
     ],
 )
 def test_flags_that_cannot_be_used(flags, message):
@@ -124,6 +163,12 @@ def test_flags_that_cannot_be_used(flags, message):
         ("- a", "must be a mapping of keys to values, got list"),
         ("a: [", "line 1 is no valid YAML|line 2 is no valid YAML"),
         ("seed: 1\nseed: 2", "line 2 is no valid YAML: the key 'seed' is given twice"),
+        ("[a]: 1", "line 1 is no valid YAML: a key must be a word"),
+        ("{a: b}: 1", "line 1 is no valid YAML: a key must be a word"),
+        ("[" * 5000, "nested too deeply"),
+        *((f"run_name: !!{tag} x", "no valid YAML") for tag in ("int", "float", "bool", "timestamp", "binary")),
+        ("seed: " + "9" * 5000, "seed must be a whole number"),
+        ("model_init_kwargs: &a {b: *a}", "model_init_kwargs must be a mapping"),
         ("seed: x", "seed must be a whole number, got 'x'"),
         ("sed: 1", r"sed is not known; did you mean seed\?"),
     ],

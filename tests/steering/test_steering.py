@@ -1,65 +1,15 @@
 """One update on plain tensors: no host, no waiting within a micro-batch, the same for any split and on every rank."""
 
+import math
 from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from steering_rows import BALANCED, CONTROLS, PAPO, ROWS, TIME, WHOLE, carried_out, micro_batches, rows, steering
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from equipoise import ClipBounds, TokenStatistics, token_statistics
-from equipoise.entropy_control.draw import row_identity
-from equipoise.settings.steering import SteeringSettings
-from equipoise.steering import DivergedError, MicroBatch, Ranks, Steering
-
-ROWS, TIME, VOCABULARY = 8, 6, 11
-BOUNDS = ClipBounds(0.8, 1.2)
-BALANCED = {"clipping": "balanced", "bapo_low": [0.6, 0.9], "bapo_target_share": 0.55}
-PAPO = {"polarity": "papo", "papo_signal": "schedule", "papo_warmup_updates": 0}
-WHOLE = ["clip_cov", "kl_cov", "clip_b", "stare"]
-CONTROLS = ["steer", "surprisal", "ce_gppo"]
-
-
-def rows(seed=0):
-    """Everything a host knows of an update, one row per sequence."""
-    g = torch.Generator().manual_seed(seed)
-    statistics = token_statistics(
-        3 * torch.randn(ROWS, TIME, VOCABULARY, generator=g), torch.randint(VOCABULARY, (ROWS, TIME), generator=g)
-    )
-    mask = torch.arange(TIME) < torch.tensor([6, 5, 4, 3, 2, 1, 6, 3])[:, None]
-    ids = torch.randint(VOCABULARY, (ROWS, TIME), generator=g)
-    return {
-        "statistics": statistics,
-        "old_logprob": torch.where(mask, statistics.logprob - 0.5 * torch.randn(ROWS, TIME, generator=g), torch.nan),
-        "advantage": torch.tensor([1.5, -0.5, 0.0, -1.0, 0.8, -0.8, 0.3, -1.2]),
-        "action_mask": mask,
-        "loss_mask": mask & (torch.rand(ROWS, TIME, generator=g) > 0.2),
-        "staleness": torch.full((ROWS, TIME), 3),
-        "row": row_identity(ids, mask.long(), ids, mask.long()),
-    }
-
-
-def micro_batches(known, num_parts, **options):
-    size = ROWS // num_parts
-    parts = []
-    for begin in range(0, ROWS, size):
-        part = {name: value[begin : begin + size] for name, value in known.items() if name != "statistics"}
-        statistics = TokenStatistics(*(x[begin : begin + size] for x in known["statistics"]))
-        parts.append(MicroBatch.of(statistics, **part, **options))
-    return parts
-
-
-def steering(ranks=None, **keys):
-    settings = SteeringSettings(**keys)
-    return Steering(settings, fixed_bounds=BOUNDS, ranks=ranks, learning_rate=0.1)
-
-
-def carried_out(subject, batches):
-    """What the losses read, and the scalars."""
-    update = subject.open(0, moved=True, several=len(batches) > 1)
-    if update.needs_preview:
-        subject.preview(update, batches)
-    steered = [subject.steer(update, batch) for batch in batches]
-    return steered, subject.close(update, progress=0.0)
+from equipoise import TokenStatistics
+from equipoise.steering import DivergedError, MicroBatch, Ranks
 
 
 class Waiting(TorchDispatchMode):
@@ -209,6 +159,36 @@ def test_divergence_is_said_by_every_rank_before_the_optimizer_steps(field, valu
     assert sent == []
 
 
+@pytest.mark.parametrize("field", ["logprob", "entropy", "tendency"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_statistics_that_are_not_finite_are_divergence_too(field, value):
+    (sound,) = micro_batches(rows(), 1)
+    spoilt = getattr(sound.statistics, field).clone()
+    spoilt[1, 0] = value
+    batch = replace(sound, statistics=sound.statistics._replace(**{field: spoilt}))
+    with pytest.raises(DivergedError):
+        carried_out(steering(**PAPO), [batch])
+
+
+@pytest.mark.parametrize("keys", [{}, BALANCED | PAPO, *({"entropy_control": name} for name in WHOLE)], ids=str)
+@pytest.mark.parametrize("shift", [200.0, -80.0])
+def test_ratios_at_the_ends_of_float32_are_measured(shift, keys):
+    known = rows()
+    known["old_logprob"] = known["statistics"].logprob + shift
+    _, metrics = carried_out(steering(**keys), micro_batches(known, 2))
+    assert {name for name, value in metrics.items() if math.isinf(value)} == set()
+    assert metrics["behavior_kl"] > 70
+
+
+@pytest.mark.parametrize("keys", [{}, BALANCED, PAPO, *({"entropy_control": name} for name in WHOLE)], ids=str)
+@pytest.mark.parametrize("masks", [("action_mask", "loss_mask"), ("loss_mask",)], ids=str)
+def test_an_update_without_tokens_is_carried_out(masks, keys):
+    known = rows()
+    known |= {name: torch.zeros_like(known[name]) for name in masks}
+    _, metrics = carried_out(steering(**keys), micro_batches(known, 2))
+    assert math.isnan(metrics["entropy"]) == (len(masks) == 2)
+
+
 def test_what_lies_outside_the_mask_is_never_read():
     (sound,) = micro_batches(rows(), 1)
     outside = ~sound.action_mask
@@ -222,6 +202,30 @@ def test_what_lies_outside_the_mask_is_never_read():
         assert poisoned == metrics
         inside = sound.loss_mask
         assert torch.equal(found[0].advantage[inside], expected[0].advantage[inside])
+
+
+def test_the_ratio_of_a_sequence_is_over_all_tokens_that_the_policy_chose():
+    known = rows()
+    (batch,) = micro_batches(known, 1, sequence_ratio=True)
+    log_ratio = known["statistics"].logprob - known["old_logprob"]
+    assert (known["loss_mask"] != known["action_mask"]).any()
+    for row, mask in enumerate(known["action_mask"]):
+        expected = log_ratio[row][mask].mean().exp()
+        assert batch.ratio[row].tolist() == pytest.approx([expected.item()] * TIME)
+
+
+def test_the_weight_of_a_token_in_the_share_is_the_rollouts_probability_times_the_hosts_correction():
+    known, correction = rows(), torch.linspace(0.5, 1.5, ROWS)[:, None]
+    probability = known["old_logprob"].exp()
+    inside = known["action_mask"]
+    for options, expected in (
+        ({"rollout_weight": True}, probability),
+        ({"correction": correction}, correction.expand(ROWS, TIME)),
+        ({"rollout_weight": True, "correction": correction}, probability * correction),
+    ):
+        batch = MicroBatch.of(**known, **options)
+        assert torch.equal(batch.token_weight[inside], expected[inside])
+    assert MicroBatch.of(**known).token_weight is None
 
 
 def test_state_goes_through_a_checkpoint():

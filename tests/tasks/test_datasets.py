@@ -314,6 +314,25 @@ def test_half_a_character_is_one_line(tmp_path):
     assert load_examples(str(path))["prompt"][0] == "\U0001f600"
 
 
+def test_text_in_parquet_that_is_no_text_is_one_line(tmp_path):
+    path = tmp_path / "b.parquet"
+    offsets = pyarrow.py_buffer((0).to_bytes(4, "little") + (2).to_bytes(4, "little"))
+    broken = pyarrow.StringArray.from_buffers(1, offsets, pyarrow.py_buffer(b"\xff\xfe"))
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": broken, "answer": ["1"]}), path)
+    with pytest.raises(InputError, match=r"^[^\n]*b\.parquet: cannot be read as Parquet [^\n]*UTF8[^\n]*$"):
+        load_examples(str(path))
+
+
+def test_whole_numbers_have_any_size(write):
+    source = write("d.jsonl", '{"prompt": "a", "answer": 1' + "0" * 400 + "}\n")
+    assert load_examples(str(source))["answer"][0] == "1" + "0" * 400
+
+
+def test_chat_messages_with_keys_of_several_types_are_one_line(write):
+    prompt = [{"role": "user", "content": "a", "x": 1}, {"role": "user", "content": "b", "x": "c"}]
+    assert "the prompts mix types of value" in refusal(write("d.jsonl", jsonl({"prompt": prompt, "answer": "1"})))
+
+
 def test_columns_that_a_data_set_cannot_hold_are_named(tmp_path):
     path = tmp_path / "m.parquet"
     kind = pyarrow.list_(pyarrow.struct([("m", pyarrow.map_(pyarrow.string(), pyarrow.int64()))]))

@@ -100,6 +100,41 @@ def test_a_worker_killed_at_work_costs_no_score(rewards, pool):
     assert reward(prompts=[""] * 2, completions=right, entry=["train/0", "train/1"]) == [1.0, 1.0]
 
 
+def made(pool, name, **settings):
+    from reasoning_gym.factory import DATASETS
+
+    dataset_class, config_class = DATASETS[name]
+    config = config_class(**settings)
+    entries = {f"train/{index}": example for index, example in enumerate(dataset_class(config))}
+    return ProceduralReward(f"reasoning_gym:{name}", (name, config), entries, pool=pool)
+
+
+def test_what_has_no_value_is_worth_nothing(pool):
+    reward = made(pool, "complex_arithmetic", size=1, seed=3)
+    right = str(reward.entries["train/0"]["answer"])
+    texts = ["nan", "NaN", "nan+nanj", "inf", "-infj", right]
+    assert reward(prompts=[""] * 6, completions=texts, entry=["train/0"] * 6) == [0.0] * 5 + [1.0]
+
+
+def test_where_nonsense_would_be_right_the_answer_must_be_the_expected_one(pool):
+    """This scorer takes everything but "True" for the right answer "False"."""
+    reward = made(pool, "game_of_life_halting", size=8, seed=3)
+    keys = [key for key, entry in reward.entries.items() if str(entry["answer"]) == "False"]
+    assert keys
+    for text, score in (("False", 1.0), (" false ", 1.0), ("maybe", 0.0), ("", 0.0), ("9**9**9", 0.0), ("True", 0.0)):
+        assert reward(prompts=[""] * len(keys), completions=[text] * len(keys), entry=keys) == [score] * len(keys)
+
+
+def test_the_last_tags_that_belong_together_count(pool):
+    reward = made(pool, "gcd", size=1, seed=3)
+    right = str(reward.entries["train/0"]["answer"])
+    texts = [f"<answer>no</answer> <answer>{right}</answer>", f"<answer>{right}</answer> </answer> <answer>",
+             f"<answer> no <ANSWER>{right}</ANSWER>", "<answer>" * 100_000]  # fmt: skip
+    begin = time.process_time()
+    assert reward(prompts=[""] * 4, completions=texts, entry=["train/0"] * 4) == [1.0, 1.0, 1.0, 0.0]
+    assert time.process_time() - begin < 5
+
+
 def test_an_answer_is_scored_as_the_scorer_itself_does():
     task = named_task("reasoning_gym:countdown?size=2&held_out=0&seed=4")
     entry = task.reward.entries["train/0"]

@@ -62,10 +62,24 @@ REFUSED = [
         {"clipping": "balanced", "gradient_accumulation_steps": 4, "steps_per_generation": 3, "num_iterations": 2},
         r"gradient_accumulation_steps=4 must divide steps_per_generation \* num_iterations = 3 \* 2 = 6",
     ),
-    ({"temperature": 0.0}, "temperature must be > 0, got temperature=0.0"),
-    ({"epsilon": -0.1}, "epsilon must be >= 0, got epsilon=-0.1"),
+    ({"temperature": 0.0}, "temperature must be > 0 and finite, got temperature=0.0"),
+    ({"epsilon": -0.1}, "epsilon must be >= 0 and finite, got epsilon=-0.1"),
     ({"epsilon_high": -0.1}, "epsilon_high must be >= 0"),
-    ({"learning_rate": float("inf")}, "learning_rate must be >= 0, got learning_rate=inf"),
+    *(
+        ({name: -1}, f"{name} must be >= 0")
+        for name in ("beta", "weight_decay", "adam_epsilon", "max_grad_norm", "seed")
+    ),
+    *(({name: 0}, f"{name} must be >= 1") for name in ("generation_batch_size", "max_completion_length")),
+    *(({name: x}, rf"{name} must be in \[0, 1\)") for name in ("adam_beta1", "adam_beta2") for x in (-0.1, 1.0)),
+    *(({"top_p": x}, r"top_p must be in \(0, 1\]") for x in (0.0, 1.1)),
+    *(({"min_p": x}, r"min_p must be in \[0, 1\]") for x in (-0.1, 1.1)),
+    ({"repetition_penalty": 0.0}, "repetition_penalty must be > 0"),
+    ({"log_level": "loud"}, "log_level must be one of 'detail', 'debug', .*, got log_level='loud'"),
+    *(
+        ({name: "x"}, f"{name} must be a mapping, got {name}='x'")
+        for name in ("model_init_kwargs", "generation_kwargs", "chat_template_kwargs", "lr_scheduler_kwargs")
+    ),
+    ({"learning_rate": float("inf")}, "learning_rate must be >= 0 and finite, got learning_rate=inf"),
     ({"num_generations": 0}, "num_generations must be >= 2"),
     ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps must be >= 1"),
     ({"steps_per_generation": 0}, "steps_per_generation must be >= 1"),

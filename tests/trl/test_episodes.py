@@ -317,7 +317,7 @@ def test_a_run_whose_environment_is_broken_stops(keys, tmp_path):
         ({"chat": False}, "needs chat messages as prompts: set chat"),
         ({"environment_steps": 0}, "an episode needs max_steps >= 1 and step_seconds > 0"),
         ({"environment_seconds": -1.0}, "an episode needs max_steps >= 1 and step_seconds > 0"),
-        ({"max_failed_fraction": 0.0}, r"max_failed_fraction must be in \(0, 1\], got 0"),
+        ({"max_failed_fraction": 0.0}, r"max_failed_fraction must be in \(0, 1\], got max_failed_fraction=0"),
         ({"reward": "exact"}, "environment needs a data set of prompts .* and brings its own reward"),
         (
             {"environment": None, "task": "calculator", "eval_task": "ladder", "chat": False},

@@ -34,7 +34,7 @@ DEFAULT_MAX_NEW_TOKENS = 512
 class SamplingOptions:
     """How often and how each prompt is answered."""
 
-    prompts: int | None = field(default=None, metadata={"help": "Only the first so many; unset: all."})
+    prompts: int | None = field(default=None, metadata={"help": "Only the first N; unset: all."})
     samples: int = field(default=16, metadata={"help": "Per prompt."})
     k: Annotated[tuple[int, ...], arg(metavar="INT …")] = field(default=(1, 8), metadata={"help": "Of pass@k."})
     temperature: float = field(default=1.0, metadata={"help": "Of the samples."})

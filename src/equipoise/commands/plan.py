@@ -270,7 +270,7 @@ def run_plan(options: PlanOptions, keys: Mapping[str, Any]) -> None:
     Raises:
         InputError: keys that are not known or of another type, or as `plan`.
     """
-    flags = checked_keys(keys, "flag --")
+    flags = checked_keys(keys, "flag --", beside=vars(options))
     made = plan(merged({} if options.config is None else read_config(options.config), flags), options)
     if options.json:
         print(json.dumps(made.as_dict(), indent=2))

@@ -63,7 +63,7 @@ class StepOptions:
     learning_rate: float = field(default=1e-5, metadata={"help": "Of the step."})
 
     def __post_init__(self) -> None:
-        require("--learning_rate", self.learning_rate, "> 0", 0 < self.learning_rate < math.inf)
+        require("--learning_rate", self.learning_rate, "> 0 and finite", 0 < self.learning_rate < math.inf)
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class ProbeSampling:
     seed: int = field(default=0, metadata={"help": "Of prompts and samples."})
 
     def __post_init__(self) -> None:
-        require("--temperature", self.temperature, "> 0", 0 < self.temperature < math.inf)
+        require("--temperature", self.temperature, "> 0 and finite", 0 < self.temperature < math.inf)
         for name, least in LEAST.items():
             value = getattr(self, name)
             require(f"--{name}", value, f">= {least}", value is None or value >= least)

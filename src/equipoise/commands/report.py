@@ -22,7 +22,7 @@ class LiveOptions:
     refresh: float = field(default=10.0, metadata={"help": "Seconds between two readings."})
 
     def __post_init__(self) -> None:
-        require("--refresh", self.refresh, ">= 1", 1 <= self.refresh < math.inf)
+        require("--refresh", self.refresh, ">= 1 and finite", 1 <= self.refresh < math.inf)
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def train(options: TrainOptions, keys: Mapping[str, Any]) -> Path:
     Raises:
         InputError: anything the user can mend.
     """
-    flags = checked_keys(keys, "flag --")
+    flags = checked_keys(keys, "flag --", beside=vars(options))
     if options.resume is not None:
         folder = run.resume(options.resume, flags, on_model=fit_threads)
     else:

@@ -70,15 +70,15 @@ class PolarityController:
         release_after: float = 1.0,
     ):
         self.signal: PhaseSignal = ReferenceSignal() if signal is None else signal
-        require("strength", strength, ">= 0", 0 <= strength < math.inf)
+        require("strength", strength, ">= 0 and finite", 0 <= strength < math.inf)
         require("smoothing", smoothing, "in [0, 1)", 0 <= smoothing < 1)
         require("slow_smoothing", slow_smoothing, f"in (smoothing={smoothing}, 1)", smoothing < slow_smoothing < 1)
         require("warmup_updates", warmup_updates, ">= 0", warmup_updates >= 0)
         require("release_after", release_after, "in (0, 1]", 0 < release_after <= 1)
         if reference_entropy is not None:
-            require("reference_entropy", reference_entropy, "> 0 nats", 0 < reference_entropy < math.inf)
+            require("reference_entropy", reference_entropy, "> 0 nats and finite", 0 < reference_entropy < math.inf)
         else:
-            require("reference_fraction", reference_fraction, "> 0", 0 < reference_fraction < math.inf)
+            require("reference_fraction", reference_fraction, "> 0 and finite", 0 < reference_fraction < math.inf)
             needed = isinstance(self.signal, ReferenceSignal)
             rule = ">= 1 when reference_entropy is not given"
             require("warmup_updates", warmup_updates, rule, warmup_updates >= 1 or not needed)

@@ -62,7 +62,7 @@ class ReferenceSignal:
     closed_loop: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        require("width", self.width, "> 0", 0 < self.width < math.inf)
+        require("width", self.width, "> 0 and finite", 0 < self.width < math.inf)
 
     @property
     def extremes(self) -> tuple[float, float]:
@@ -89,7 +89,7 @@ class TrendSignal:
     closed_loop: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        require("width", self.width, "> 0", 0 < self.width < math.inf)
+        require("width", self.width, "> 0 and finite", 0 < self.width < math.inf)
 
     @property
     def extremes(self) -> tuple[float, float]:

@@ -58,15 +58,15 @@ _RULES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "fraction": ("in (0, 1]", lambda x: 0 < x <= 1),
     "covariance_low": ("finite", math.isfinite),
     "covariance_high": ("finite", math.isfinite),
-    "coefficient": (">= 0", lambda x: 0 <= x < math.inf),
-    "deviations": ("> 0", lambda x: 0 < x < math.inf),
-    "decay": (">= 0", lambda x: 0 <= x < math.inf),
+    "coefficient": (">= 0 and finite", lambda x: 0 <= x < math.inf),
+    "deviations": ("> 0 and finite", lambda x: 0 < x < math.inf),
+    "decay": (">= 0 and finite", lambda x: 0 <= x < math.inf),
     "least": ("in [0, 1]", lambda x: 0 <= x <= 1),
     "gain": ("in [0, 1)", lambda x: 0 <= x < 1),
     "entropy_below": ("> 0 nats", lambda x: x > 0),
-    "boost": (">= 0", lambda x: 0 <= x < math.inf),
-    "beta_low": (">= 0", lambda x: 0 <= x < math.inf),
-    "beta_high": (">= 0", lambda x: 0 <= x < math.inf),
+    "boost": (">= 0 and finite", lambda x: 0 <= x < math.inf),
+    "beta_low": (">= 0 and finite", lambda x: 0 <= x < math.inf),
+    "beta_high": (">= 0 and finite", lambda x: 0 <= x < math.inf),
 }
 
 

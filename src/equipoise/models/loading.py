@@ -86,7 +86,7 @@ def template_settings(value: Any, key: str = "chat_template_kwargs") -> dict[str
     """
     try:
         read = yaml.safe_load(value) if isinstance(value, str) else value
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that there is not
         raise InputError(f"{key} cannot be read, got {shortened(value)} ({one_line(error)})") from error
     if read is not None and not (isinstance(read, Mapping) and all(isinstance(name, str) for name in read)):
         raise InputError(f'{key} must be a mapping such as {{"enable_thinking": false}}, got {shortened(value)}')

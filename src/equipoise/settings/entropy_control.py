@@ -11,10 +11,11 @@ from typing import Any, ClassVar
 
 from equipoise.entropy_control import CONTROLS, EntropyControl
 from equipoise.settings.batches import RolloutBatch
+from equipoise.settings.reading import converted
 
 Rule = tuple[str, Callable[[float], bool]]
-POSITIVE: Rule = ("> 0", lambda x: 0 < x < math.inf)
-NOT_NEGATIVE: Rule = (">= 0", lambda x: 0 <= x < math.inf)
+POSITIVE: Rule = ("> 0 and finite", lambda x: 0 < x < math.inf)
+NOT_NEGATIVE: Rule = (">= 0 and finite", lambda x: 0 <= x < math.inf)
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,8 @@ class EntropyControlSettings:
         given = {}
         for name, value in (self.entropy_control_args or {}).items():
             try:
-                given[str(name)] = float(value)  # YAML reads 1e-3 as a string
-            except (TypeError, ValueError):
+                given[str(name)] = converted(value, float)
+            except ValueError:
                 raise ValueError(f"entropy_control_args: {name} must be a number, got {value!r}") from None
         return given
 

@@ -107,7 +107,7 @@ class PolaritySettings:
                 )
         self._controller()
         scale = self.papo_tanh_scale
-        require("papo_tanh_scale", scale, "> 0", scale is None or 0 < scale < math.inf)
+        require("papo_tanh_scale", scale, "> 0 and finite", scale is None or 0 < scale < math.inf)
 
     def polarity_controller(self) -> PolarityController | None:
         """A fresh controller with these settings; None without PAPO."""

@@ -10,7 +10,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"config {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     try:
-        loaded = yaml.load(text, Loader=_Loader)
+        loaded = _loaded(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
@@ -47,28 +47,84 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return {str(key): value for key, value in loaded.items()}
 
 
+class _Number(float):
+    """A number that knows how it was written, for a key that is text: `run_name: 1e3`."""
+
+    written: str
+
+    def __new__(cls, value: float, written: str) -> "_Number":
+        number = super().__new__(cls, value)
+        number.written = written
+        return number
+
+    def __str__(self) -> str:
+        return self.written
+
+
+_PLAIN = {"bool", "int", "float", "timestamp", "value"}
+"""Kinds of plain words that are told by rules of our own."""
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, but two equal keys are an error, `no` is a word (`save_strategy: no`), 1e-3 a number."""
+    """YAML's safe loader, with fewer surprises.
+
+    Two equal keys are an error. `no` is a word (`save_strategy: no`), and so are a date and 12:30; 1e-3 is a number.
+    """
 
     yaml_implicit_resolvers: typing.ClassVar = {
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+        first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] not in _PLAIN]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
     def construct_mapping(self, node, deep=False):
         seen = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(problem="a key must be a word", problem_mark=key_node.start_mark)
             key = self.construct_object(key_node, deep=deep)
             if key in seen:
                 raise yaml.MarkedYAMLError(problem=f"the key {key!r} is given twice", problem_mark=key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
 
+    def construct_float(self, node):
+        return _Number(self.construct_yaml_float(node), str(node.value))
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^(true|True|false|False)$"), list("tTfF"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+
+class _Dumper(yaml.SafeDumper):
+    """YAML's safe writer, with quotes around all text that `_Loader`, too, would take for something else."""
+
+
+def written_keys(values: Mapping[str, Any]) -> str:
+    """The YAML text that `read_yaml` reads back as these values."""
+    return yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_float)
+for _kind, _pattern, _first in (
+    ("bool", "^(true|True|false|False)$", "tTfF"),
+    ("int", "^(0|-?[1-9][0-9]{0,999})$", "-0123456789"),
+    ("float", r"^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$", "-+.0123456789"),
+    ("float", r"^([-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$", "-+."),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(_pattern), list(_first))
+    _Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(_pattern), list(_first))
+
+
+def _loaded(text: str) -> Any:
+    """The value of a YAML text.
+
+    Raises:
+        yaml.YAMLError: it is none.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except RecursionError:
+        raise yaml.YAMLError("nested too deeply") from None
+    except (ValueError, TypeError, LookupError, AttributeError) as error:  # `!!int x`
+        raise yaml.YAMLError("a value does not fit its tag") from error
 
 
 def read_flags(arguments: list[str]) -> dict[str, Any]:
@@ -95,19 +151,37 @@ def read_flags(arguments: list[str]) -> dict[str, Any]:
 
 def _flag_value(key: str, words: list[str]) -> Any:
     try:
-        parsed = [yaml.load(word, Loader=_Loader) if word else "" for word in words]
+        parsed = [_word_value(word) for word in words]
     except yaml.YAMLError as error:
         raise InputError(f"flag --{key} has a value that cannot be read: {' '.join(words)!r}") from error
     return True if not parsed else parsed[0] if len(parsed) == 1 else parsed
 
 
-def checked_keys(values: Mapping[str, Any], origin: str, known: Mapping[str, Any]) -> dict[str, Any]:
+def _word_value(word: str) -> Any:
+    """A number, true, false, null, a quoted text, `[…]` or `{…}`; any other word is itself, whatever YAML says."""
+    written_as_yaml = word[:1] in ("'", '"', "[", "{", "!")
+    try:
+        value = _loaded(word)
+    except yaml.reader.ReaderError:  # a character that no file could hold
+        raise
+    except yaml.YAMLError:
+        if written_as_yaml:
+            raise
+        return word
+    is_none = value is None and word.lower() in ("null", "~")
+    return value if written_as_yaml or is_none or isinstance(value, bool | int | float) else word
+
+
+def checked_keys(
+    values: Mapping[str, Any], origin: str, known: Mapping[str, Any], *, beside: Iterable[str] = ()
+) -> dict[str, Any]:
     """Values of known keys, converted to their types.
 
     Args:
         values: as read.
         origin: what the message calls them: "config FILE: key" or "flag --".
         known: every key there is, with its type.
+        beside: what else an unknown name may have been meant for: the command's own options.
 
     Raises:
         InputError: an unknown key, with the nearest known one, or a value of the wrong type.
@@ -118,7 +192,7 @@ def checked_keys(values: Mapping[str, Any], origin: str, known: Mapping[str, Any
         if given in GONE:
             raise InputError(f"{origin}{now_written(given, value)}")
         if key not in known:
-            raise InputError(f"{origin}{given} is not known{did_you_mean(given, [*known, *ALIASES])}")
+            raise InputError(f"{origin}{given} is not known{did_you_mean(given, [*beside, *known, *ALIASES])}")
         if value is None and given in DATA_SPELLINGS:
             continue
         if key in checked:
@@ -176,7 +250,18 @@ def _ordinary(result: Any) -> Any:
             raise ValueError
         if isinstance(item, int) and not -(2**63) <= item < 2**63:
             raise ValueError
-    return result
+    try:
+        return _without_spelling(result)
+    except RecursionError:  # an alias of what it is in
+        raise ValueError from None
+
+
+def _without_spelling(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_spelling(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_spelling(item) for item in value]
+    return float(value) if isinstance(value, _Number) else value
 
 
 def type_in_words(hint: Any) -> str:

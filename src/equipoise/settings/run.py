@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from equipoise.errors import InputError
+from equipoise.errors import InputError, require
 from equipoise.settings.presets import PRESETS
 
 # Names of tasks are checked by the tasks themselves, which load the libraries of data: not to be paid for a `--help`.
@@ -89,8 +89,8 @@ class EnvironmentSettings:
                 "environment needs a data set of prompts (dataset: FILE) and brings its own reward, "
                 f"got task={task!r} and reward={reward!r}"
             )
-        if not 0 < self.max_failed_fraction <= 1:
-            raise InputError(f"max_failed_fraction must be in (0, 1], got {self.max_failed_fraction}")
+        fraction = self.max_failed_fraction
+        require("max_failed_fraction", fraction, "in (0, 1]", 0 < fraction <= 1, error=InputError)
 
 
 @dataclass
@@ -98,20 +98,18 @@ class EvaluationSettings:
     """Evaluation on held-out data."""
 
     evaluate_every: int = field(
-        default=0, metadata={"help": "Evaluate on the held-out data every so many updates; 0: only at the end."}
+        default=0, metadata={"help": "Evaluate on the held-out data every N updates; 0: only at the end."}
     )
     evaluate_samples: int = field(default=16, metadata={"help": "Samples per held-out prompt."})
     evaluate_k: list[int] = field(default_factory=lambda: [1, 8], metadata={"help": "The k of pass@k."})
-    evaluate_prompts: int | None = field(
-        default=None, metadata={"help": "Use only the first so many held-out prompts."}
-    )
+    evaluate_prompts: int | None = field(default=None, metadata={"help": "Use only the first N held-out prompts."})
 
     def _check_evaluation(self) -> None:
-        if self.evaluate_prompts is not None and self.evaluate_prompts < 1:
-            raise InputError(f"evaluate_prompts must be >= 1, got evaluate_prompts={self.evaluate_prompts}")
-        for name in ("evaluate_every", "evaluate_samples"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} must be >= 0, got {name}={getattr(self, name)}")
+        prompts = self.evaluate_prompts
+        require("evaluate_prompts", prompts, ">= 1", prompts is None or prompts >= 1, error=InputError)
+        for name, least in {"evaluate_every": 0, "evaluate_samples": 1}.items():
+            value = getattr(self, name)
+            require(name, value, f">= {least}", value >= least, error=InputError)
         if not self.evaluate_k or any(not 1 <= k <= self.evaluate_samples for k in self.evaluate_k):
             raise InputError(
                 f"evaluate_k must be numbers from 1 to evaluate_samples={self.evaluate_samples}, "

@@ -60,7 +60,8 @@ def fold_tile(
         num_rows = rows.stop - rows.start
         z = _tempered_into(shifted[:num_rows], logits[rows], temperature, softcap)
         weight = spare[:num_rows] if formed is None else formed[rows]
-        maximum, t0, s1, u0, q1 = (x[rows] for x in own)
+        sums = Moments(*(x[rows] for x in own))
+        maximum = sums.maximum
         torch.amax(z, 1, out=maximum)
         torch.gt(maximum, moments.maximum[rows], out=grown[rows])
         torch.maximum(maximum, moments.maximum[rows], out=maximum)
@@ -75,17 +76,30 @@ def fold_tile(
             z[new, at] = floor
             if maximum_column is not None:
                 maximum_column[rows][new] = at
-        torch.exp(z, out=weight)
-        torch.sum(weight, 1, out=t0)
-        torch.sum(z.mul_(weight), 1, out=s1)  # a maximum adds its z = 0
-        torch.sum(z.mul_(weight), 1, out=q1)
-        ties = None if sought or not len(new) else _leave_maximum_out_(weight, t0)
-        torch.sum(torch.mul(weight, weight, out=z), 1, out=u0)
-        if ties is not None:
-            u0.add_(ties)
+        _sum_into(sums, z, weight, has_maximum=len(new) > 0 and not sought)
         if weights is not None and formed is None:
             weights[rows] = weight
     _merge_(moments, own, grown)
+
+
+def _sum_into(sums: Moments, z: Tensor, weight: Tensor, *, has_maximum: bool) -> None:
+    """The sums of a block over e^z, which is left in `weight`; z is overwritten.
+
+    Args:
+        sums: all but their maximum are overwritten.
+        z: logits less the maximum; at the maximum itself 0, or so low that e^z is 0.
+        weight: overwritten.
+        has_maximum: every row holds its maximum, which is to be left out.
+    """
+    _, t0, s1, u0, q1 = sums
+    torch.exp(z, out=weight)
+    torch.sum(weight, 1, out=t0)
+    torch.sum(z.mul_(weight), 1, out=s1)  # a maximum adds its z = 0
+    torch.sum(z.mul_(weight), 1, out=q1)
+    ties = _leave_maximum_out_(weight, t0) if has_maximum else None
+    torch.sum(torch.mul(weight, weight, out=z), 1, out=u0)
+    if ties is not None:
+        u0.add_(ties)
 
 
 def _leave_maximum_out_(weight: Tensor, t0: Tensor) -> Tensor:

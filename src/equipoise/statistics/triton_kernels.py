@@ -127,6 +127,32 @@ def _merged(a_maximum, a_t0, a_s1, a_u0, a_q1, b_maximum, b_t0, b_s1, b_u0, b_q1
 
 @triton.jit
 @no_type_check
+def _weigh(
+    logits, weights, width, maximum, grown, temperature, softcap, capped: tl.constexpr, heated: tl.constexpr,
+    block: tl.constexpr,
+):  # fmt: skip
+    """Write e^(z - maximum) of a row, 0 at a maximum that has grown, whose column is returned (else `width`)."""
+    # A row that is -inf so far has no maximum to subtract: -inf - -inf would be NaN where 0 is meant.
+    reference = tl.where(tl.abs(maximum) == float("inf"), 0.0, maximum)
+    new_maximum = tl.where(grown, maximum, float("nan"))  # equals nothing where the maximum has stayed
+    maximum_column = tl.zeros((), tl.int32) + width  # a tensor, also where a width of 1 is a constant
+    for start in range(0, width, block):
+        column = start + tl.arange(0, block)
+        inside = column < width
+        raw = tl.load(logits + column, mask=inside, other=-float("inf"))
+        tempered, _slope = _tempered(raw, temperature, softcap, capped, heated)
+        weight = _exp(_floored(tempered - reference))
+        # Of several entries at the maximum the first one is left out, in this block or an earlier one.
+        first = tl.min(tl.where(inside & (tempered == new_maximum), column, width), axis=0)
+        first = tl.where(maximum_column == width, first, width)
+        maximum_column = tl.minimum(maximum_column, first)
+        weight = tl.where(column == first, 0.0, weight)
+        tl.store(weights + column, weight.to(weights.dtype.element_ty), mask=inside)
+    return maximum_column
+
+
+@triton.jit
+@no_type_check
 def fold(
     logits,
     row_stride,
@@ -178,22 +204,10 @@ def fold(
     tl.store(target_logit_of + row, target_logit, mask=in_tile)
     if weighs:
         grown = maximum > before
-        # A row that is -inf so far has no maximum to subtract: -inf - -inf would be NaN where 0 is meant.
-        reference = tl.where(tl.abs(maximum) == float("inf"), 0.0, maximum)
-        new_maximum = tl.where(grown, maximum, float("nan"))  # equals nothing where the maximum has stayed
-        maximum_column = tl.zeros((), tl.int32) + width  # a tensor, also where a width of 1 is a constant
-        for start in range(0, width, block):
-            column = start + tl.arange(0, block)
-            inside = column < width
-            raw = tl.load(logits + row * row_stride + column, mask=inside, other=-float("inf"))
-            tempered, _slope = _tempered(raw, temperature, softcap, capped, heated)
-            weight = _exp(_floored(tempered - reference))
-            # Of several entries at the maximum the first one is left out, in this block or an earlier one.
-            first = tl.min(tl.where(inside & (tempered == new_maximum), column, width), axis=0)
-            first = tl.where(maximum_column == width, first, width)
-            maximum_column = tl.minimum(maximum_column, first)
-            weight = tl.where(column == first, 0.0, weight)
-            tl.store(weights + row * weights_stride + column, weight.to(weights.dtype.element_ty), mask=inside)
+        maximum_column = _weigh(
+            logits + row * row_stride, weights + row * weights_stride, width, maximum, grown,
+            temperature, softcap, capped, heated, block,
+        )  # fmt: skip
         tl.store(maximum_column_of + row, maximum_column.to(tl.int64), mask=grown)
 
 

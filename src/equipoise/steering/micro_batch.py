@@ -1,5 +1,6 @@
 """The tokens of one micro-batch, and what they add to the sums of an update. Nothing here waits for a device."""
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +35,9 @@ OF_ENGINE = ("engine_tokens", "engine_ratio", "engine_ratio_square", "engine_rat
 SUMS = (*OF_POLICY, *OF_LOSS, *OF_ENGINE)
 """Sums over the tokens that the policy chose; over those of them that carry loss; over those of which is known what the
 engine that sampled them took their probability for."""
+
+LEAST_RATIO = 2.0**-149
+"""The smallest float32 above 0: what a ratio that has been rounded to 0 counts as where its logarithm is taken."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,7 @@ class MicroBatch:
             self.statistics.entropy.detach(),
             ratio,
             ratio.square(),
-            ratio.log(),
+            ratio.clamp(min=LEAST_RATIO).log(),
             (ratio > 2) | (ratio < 0.5),
             ratio != 1,
             self.staleness,
@@ -149,8 +153,9 @@ class MicroBatch:
         return torch.cat([_masked_sums(columns, mask), self._sums_of_loss(bounds), self._sums_of_engine(), *counts])
 
     def _nonfinite(self) -> Bool[Tensor, "batch time"]:
-        finite = self.ratio.isfinite() & self.advantage.isfinite()
-        return ~(finite if self.token_weight is None else finite & self.token_weight.isfinite())
+        read = [self.ratio, self.advantage, *self.statistics[:3]]  # the correction is in the tendency
+        read += [] if self.token_weight is None else [self.token_weight]
+        return ~functools.reduce(torch.logical_and, [values.isfinite() for values in read])
 
     def _sums_of_loss(self, bounds: ClipBounds) -> Float64[Tensor, " of_loss"]:
         ratio, advantage = self.ratio, self.advantage  # clipped in the type in which the host clips

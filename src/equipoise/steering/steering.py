@@ -115,6 +115,7 @@ class Steering:
             update.selection = self._search(sum(others, start=first))
         if self.token_control is not None and self.token_control.needs_preview:
             update.marks = self.token_control.marks(batches, update.number)
+        update.needs_preview = False
 
     def steer(self, update: Update, batch: MicroBatch) -> Steered:
         """Measure a micro-batch, and say what its loss has to read.
@@ -122,7 +123,14 @@ class Steering:
         Args:
             update: that is open.
             batch: the next of its micro-batches.
+
+        Raises:
+            RuntimeError: the update needs a preview and was given none: its bounds would be those of one micro-batch.
         """
+        if update.needs_preview:
+            raise RuntimeError(
+                "the update needs a preview of all its micro-batches first (Steering.preview)"
+            )
         part = None if update.grid is None else batch.contribution(update.grid, update.measure)
         if part is not None and update.needs_search:
             update.selection = self._search(part)
@@ -147,7 +155,8 @@ class Steering:
             progress: fraction of the run's updates that is done with this one, in [0, 1].
 
         Raises:
-            DivergedError: on all ranks alike, before the optimizer steps: a token without a finite ratio or advantage.
+            DivergedError: on all ranks alike, before the optimizer steps: of a ratio, advantage or statistic that is
+                not finite.
         """
         measures = update.reduce(self.ranks.all_reduce)
         if measures.sums["nonfinite"]:

@@ -111,7 +111,10 @@ class _Table:
 
     def standardized(self, prompts: list, answers: list, others: list[str]) -> Dataset:
         """A data set of the prompts, the answers and the other columns."""
-        chosen = Dataset.from_dict({"prompt": prompts, "answer": answers})
+        try:
+            chosen = Dataset.from_dict({"prompt": prompts, "answer": answers})
+        except (pyarrow.ArrowException, OverflowError) as error:  # other keys of chat messages
+            raise InputError(f"{self.source}: the prompts mix types of value ({one_line(error)})") from error
         if not others:
             return chosen
         if isinstance(self.columns, Dataset):
@@ -226,6 +229,7 @@ def _csv_table(source: str, path: Path) -> _Table:
 def _parquet_table(source: str, path: Path) -> _Table:
     try:
         table = pyarrow.parquet.read_table(path)
+        table.validate(full=True)  # texts that are no UTF-8 among others
     except pyarrow.ArrowException as error:
         raise InputError(f"{source}: cannot be read as Parquet ({one_line(error)})") from error
     for field in table.schema:
@@ -323,7 +327,8 @@ def _single_answer(value: Any, may_be_empty: bool) -> str:
         if not value.strip() and not may_be_empty:
             raise ValueError("the answer must not be empty")
         return value
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    is_number = isinstance(value, int) and not isinstance(value, bool)  # of any size, beyond the range of a float too
+    if not is_number and not (isinstance(value, float) and math.isfinite(value)):
         raise ValueError("the answer must be a string or a finite number")
     return str(value)
 

@@ -17,6 +17,7 @@ from datasets import Dataset
 
 from equipoise.errors import InputError
 from equipoise.tasks.datasets import one_line, shortened
+from equipoise.tasks.mathematics import tagged_answer
 from equipoise.tasks.prompts import content_key, without_held_out
 from equipoise.tasks.task import Task, completion_text
 from equipoise.tasks.terms import check_parameters, configured, nearest
@@ -154,8 +155,8 @@ def _unlogged(name: str, value: float) -> None:
 
 
 def _final_answer(text: str) -> str:
-    tagged = re.findall(r"<answer>(.*?)</answer>", text, re.DOTALL)
-    return (tagged[-1] if tagged else text).strip()
+    tagged = tagged_answer(text)
+    return text.strip() if tagged is None else tagged
 
 
 def _registered() -> dict[str, tuple[type, type]]:

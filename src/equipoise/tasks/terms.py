@@ -108,7 +108,7 @@ def _value(label: str, piece: str, text: str) -> Any:
         return text[1:-1].replace("''", "'")  # as YAML, but a line break stays one
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that there is not, as 2026-02-30
         raise InputError(f"{label}: {piece} cannot be read, got {shortened(text)}") from error
     if isinstance(value, str) and text[:1] not in "'\"" and _EXPONENT.fullmatch(value):
         return float(value)  # YAML reads 1e-3 as a string

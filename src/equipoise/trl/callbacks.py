@@ -62,7 +62,7 @@ class MetricsRecorder(TrainerCallback):
 
 
 class HeldOutEvaluation(TrainerCallback):
-    """Evaluates before the first update, every so many updates and after the last: lines in `evaluation.jsonl`.
+    """Evaluates before the first update, every N updates and after the last: lines in `evaluation.jsonl`.
 
     Args:
         folder: the run folder.

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
@@ -26,13 +27,30 @@ LEAST = {
     "steps_per_generation": 1,
     "num_iterations": 1,
     "num_generations": 2,
+    "generation_batch_size": 1,
+    "max_completion_length": 1,
+    "seed": 0,
     "learning_rate": 0,
     "epsilon": 0,
     "epsilon_high": 0,
     "top_k": 0,
     "dataloader_num_workers": 0,
+    "beta": 0,
+    "weight_decay": 0,
+    "adam_epsilon": 0,
+    "max_grad_norm": 0,
 }
 """Smallest value of TRL's settings that TRL refuses late, with a traceback, or not at all."""
+
+RULES: dict[str, tuple[str, Callable[[float], bool]]] = {
+    "temperature": ("> 0 and finite", lambda x: 0 < x < math.inf),
+    "repetition_penalty": ("> 0 and finite", lambda x: 0 < x < math.inf),
+    "top_p": ("in (0, 1]", lambda x: 0 < x <= 1),
+    "min_p": ("in [0, 1]", lambda x: 0 <= x <= 1),
+    "adam_beta1": ("in [0, 1)", lambda x: 0 <= x < 1),
+    "adam_beta2": ("in [0, 1)", lambda x: 0 <= x < 1),
+}
+"""The other ranges of such settings."""
 
 CHOICES = {
     "loss_type": LOSSES,
@@ -80,12 +98,16 @@ class EquipoiseConfig(RecordSettings, SteeringSettings, RolloutSettings, GRPOCon
         self._fit_machine()
         for name, least in LEAST.items():
             value = getattr(self, name)
-            require(name, value, f">= {least}", value is None or least <= value < math.inf)
-        require("temperature", self.temperature, "> 0", 0 < self.temperature < math.inf)
+            rule = f">= {least}" + (" and finite" if isinstance(value, float) else "")
+            require(name, value, rule, value is None or least <= value < math.inf)
+        for name, (rule, holds) in RULES.items():
+            value = getattr(self, name)
+            require(name, value, rule, value is None or holds(value))
         self._set_host_keys()
         super().__post_init__()
         for name, choices in CHOICES.items():
             require_choice(name, getattr(self, name), choices)
+        self._check_host_values()
         batch = self.rollout_batch()
         self.check_steering(batch)
         self.check_rollouts(batch)
@@ -109,6 +131,15 @@ class EquipoiseConfig(RecordSettings, SteeringSettings, RolloutSettings, GRPOCon
             setattr(own, part.name, part.default if made is MISSING else made())
         vars(own).update(vars(config))
         return own
+
+    def _check_host_values(self) -> None:
+        """What transformers says of its settings, but does not hold them to."""
+        for setting in fields(self):
+            name, value, choices = setting.name, getattr(self, setting.name), setting.metadata.get("choices")
+            if choices and value is not None:
+                require_choice(name, value, tuple(choices))
+            if name.endswith("_kwargs"):  # text that begins a mapping has become one
+                require(name, value, "a mapping", not isinstance(value, str))
 
     def _fit_machine(self) -> None:
         # Without it transformers would take several processes on a CPU for as many runs of one process.

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +22,18 @@ def known_keys() -> dict[str, Any]:
     return {name: hints[name] for name in names}
 
 
-def checked_keys(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
+def checked_keys(values: Mapping[str, Any], origin: str, *, beside: Iterable[str] = ()) -> dict[str, Any]:
     """Values of known keys, converted to their types.
 
     Args:
         values: as read.
         origin: what the message calls them: "config FILE: key" or "flag --".
+        beside: what else an unknown name may have been meant for: the command's own options.
 
     Raises:
         InputError: an unknown key, with the nearest known one, or a value of the wrong type.
     """
-    return reading.checked_keys(values, origin, known_keys())
+    return reading.checked_keys(values, origin, known_keys(), beside=beside)
 
 
 def read_config(path: str | Path) -> dict[str, Any]:

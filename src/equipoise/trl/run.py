@@ -39,7 +39,7 @@ from equipoise.errors import InputError
 from equipoise.files import PART, put, write_at_once
 from equipoise.models.evaluation import evaluate_policy
 from equipoise.models.loading import check_prompts, load_model, load_tokenizer, lora_config, template_settings
-from equipoise.settings.reading import read_yaml
+from equipoise.settings.reading import read_yaml, written_keys
 from equipoise.settings.run import RunSettings
 from equipoise.settings.task_loading import load_task
 from equipoise.tasks import RewardFunction, Task
@@ -293,7 +293,7 @@ def _write_settings(folder: Path, values: dict[str, Any], config: EquipoiseConfi
     }
     write_at_once(folder / ENVIRONMENT_FILE, json.dumps(environment, indent=2) + "\n")
     write_at_once(folder / RESOLVED_FILE, yaml.safe_dump(json.loads(config.to_json_string()), sort_keys=True))
-    write_at_once(folder / CONFIG_FILE, yaml.safe_dump(values, sort_keys=False))
+    write_at_once(folder / CONFIG_FILE, written_keys(values))
 
 
 def _finish(trainer: EquipoiseTrainer, folder: Path) -> None:

@@ -34,7 +34,8 @@ SAMPLES = [
     r"$f(x)=-1$,$f(x)=x+1$", r"$\angle B E A_{1}=90$,$\angle A E B_{1}=90$", "2400, 1350, 864", "$41352,42351,51342$",
     r"$\left\lfloor\log _{2} n\right\rfloor+1$", r"$\frac{100!}{2^{50}}$", r"$2^{1009}$", "-2,-2", "16,3,1,1",
     r"$x=\frac{1}{6} \pi+\pi k, \frac{1}{3} \pi+\pi k$", r"$\frac{d !}{2 k(d-k) !}$", r"$(10^{4}, 10^{3}, 10^{10})$",
-    r"\{x \mid x > 2\}", "(3, 4)", "[1,2]", "1,000", "She has 16 - 3 = <<16-3=13>>13.\n#### 1,300",
+    r"\{x \mid x > 2\}", r"\binom{5}{2}", r"{7 \choose 3}", r"x \equiv 3 \pmod{7}",
+    r"n \in \mathbb{Z}", "(3, 4)", "[1,2]", "1,000", "She has 16 - 3 = <<16-3=13>>13.\n#### 1,300",
     r"The image is $s=\boxed{1.6} \mathrm{~cm}$ wide.",
 ]  # fmt: skip
 
@@ -55,6 +56,8 @@ def test_a_gold_is_told_from_all_that_are_like_it(gold):
         ("$8$,$4$", {"$8$,$5$", "8"}), (r"\text{Evelyn}", set()), (r"15\mbox{ cm}^2", {r"16\mbox{ cm}^2"}),
         ("1e-07", {"1e-08", "-(1e-07)"}), (r"\pm 2", {r"\pm 3"}), ("x", {"-(x)"}), ("a-b", {"-(a-b)"}),
         ("-a-b", {"-(-a-b)"}),
+        (r"\binom{5}{2}", {r"\binom{6}{2}", r"-(\binom{5}{2})"}), (r"\binom52", {r"\binom53", r"-(\binom52)"}),
+        (r"{5 \choose 2}", {r"{6 \choose 2}", r"-({5 \choose 2})"}),
         (r"so \boxed{3} m", {"4", "-(3)"}), ("2 + 3 = 5\n#### 5", {"6", "-(5)"}),
     ],
 )  # fmt: skip
@@ -84,7 +87,7 @@ def real(name):
 
 FILES = {
     "aime_2024.jsonl": 30, "aime_2025.jsonl": 30, "amc23.jsonl": 40, "math_500.jsonl": 500, "minerva_math.jsonl": 272,
-    "olympiadbench.jsonl": 675, "gsm8k_test.jsonl": 1319,
+    "olympiadbench.jsonl": 675, "gsm8k_test.jsonl": 1319, "gsm8k_train.jsonl": 7473,
 }  # fmt: skip
 
 

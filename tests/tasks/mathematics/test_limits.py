@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from equipoise.tasks.mathematics import verdict, warm
+from equipoise.tasks.mathematics import marked_answer, verdict, warm
 
 SECONDS = 3.0  # of processor time, as one answer has
 LONG = 20_000  # characters of a completion that count
@@ -47,6 +47,14 @@ def test_long_completions(text):
 @pytest.mark.parametrize("answer", [*ANSWERS, *NUMBERS], ids=[repr(answer[:8]) for answer in [*ANSWERS, *NUMBERS]])
 def test_long_answers_and_large_numbers(answer):
     assert outcome_in_time(rf"\boxed{{{answer}}}", "5") != "correct"
+
+
+@pytest.mark.parametrize("piece", ["<answer>", "</answer>", "<answer> ", r"\boxed{1} or ", r"\boxed{", "boxed "])
+def test_marks_are_found_in_one_pass(piece):
+    """The trainer itself looks for them, in all of a completion."""
+    begin = time.process_time()
+    marked_answer(piece * (1_000_000 // len(piece)))
+    assert time.process_time() - begin < SECONDS
 
 
 def test_a_large_number_is_equal_to_itself_as_it_is_written():

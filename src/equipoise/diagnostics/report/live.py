@@ -15,7 +15,7 @@ HOST = "127.0.0.1"
 
 
 class LiveData:
-    """The data of a report, read again at most every so many seconds, and only when a file has changed.
+    """The data of a report, read again at most every `seconds`, and only when a file has changed.
 
     Args:
         folders: the run folders.

@@ -129,11 +129,7 @@ def textworld_task(
     where = Path(folder).expanduser() if folder else _cache_folder()
     seeds = [seed + number for number in range(games)]
     seeds += [seed + HELD_OUT_SEED_OFFSET + number for number in range(held_out)]
-    rows = []
-    with progress_bar("make games", len(seeds), "game", shown=len(seeds) >= 3) as bar:
-        for one in seeds:
-            rows.append(_row(where, size, one))
-            bar.update()
+    rows = _rows(where, size, seeds)
     train, tested = Dataset.from_list(rows[:games]), Dataset.from_list(rows[games:]) if held_out else None
     if tested is not None:
         train = without_held_out(train, tested, "textworld")
@@ -155,6 +151,15 @@ def _package() -> Any:
             f"the task textworld needs its package: pip install 'equipoise[textworld]' ({one_line(error)})"
         ) from error
     return textworld
+
+
+def _rows(folder: Path, size: dict[str, int], seeds: list[int]) -> list[dict[str, Any]]:
+    rows = []
+    with progress_bar("make games", len(seeds), "game", shown=len(seeds) >= 3) as bar:
+        for seed in seeds:
+            rows.append(_row(folder, size, seed))
+            bar.update()
+    return rows
 
 
 def _row(folder: Path, size: dict[str, int], seed: int) -> dict[str, Any]:

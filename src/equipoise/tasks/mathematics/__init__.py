@@ -6,8 +6,8 @@ Nothing here imports the rest of equipoise, and sympy is imported at the first e
 a model wrote loads this package alone.
 """
 
-from .completion import marked_answer
+from .completion import marked_answer, tagged_answer
 from .perturbation import perturbed
 from .verdicts import parsed_gold, verdict, warm
 
-__all__ = ["marked_answer", "parsed_gold", "perturbed", "verdict", "warm"]
+__all__ = ["marked_answer", "parsed_gold", "perturbed", "tagged_answer", "verdict", "warm"]

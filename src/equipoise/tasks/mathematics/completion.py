@@ -6,8 +6,10 @@ from .spans import group_end
 
 MAX_BARE = 40  # characters of a completion that is nothing but a formula without delimiters
 NEAR = 70  # characters between boxes that may belong together
-_BOX = re.compile(r"\\{0,2}(?<![A-Za-z])(?:boxed|fbox|framebox)(?![A-Za-z])\s*")
-_TAGS = re.compile(r"<answer>(.{0,4000}?)</answer>", re.DOTALL | re.IGNORECASE)
+_BOX = re.compile(  # without a backslash only before a brace: "the boxed answer" is prose
+    r"(?:\\{1,2}(?:boxed|fbox|framebox)(?![A-Za-z])|(?<![A-Za-z\\])(?:boxed|fbox|framebox)(?=\s*\{))\s*"
+)
+_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
 _MARKED = re.compile(
     r"####\s*|(?:final\s+answer|answers?|result|solutions?|option|choice)\s*(?:is|are|equals)\s*:?|"
     r"\*{0,2}(?:final\s+)?answer\*{0,2}\s*[:=]\s*\*{0,2}", re.IGNORECASE,
@@ -24,6 +26,12 @@ _JOINT = re.compile(
 )
 _BARE = re.compile(r"(?!.*[a-z]{2,}\s+[a-z]{2,})[^\w\s]*[\d.,/^*()√π\sa-z=<>≤≥½¼¾²³%°+\-−\\{}]*[^\w\s]*", re.DOTALL)
 _HEDGE = re.compile(r"\bor\b", re.IGNORECASE)
+_ADVERB = re.compile(
+    r"(?:(?:therefore|thus|hence|then|so|approximately|about|simply|just|exactly|clearly|indeed)\b,?\s*)+",
+    re.IGNORECASE,
+)
+_REASON = re.compile(r",?\s+(?:because|since|as)\b|,\s*(?:and\s+)?not\b", re.IGNORECASE)
+_GOES_ON = re.compile(r"\s*[-+*/^=,<>(]|\w\b|\s*(?:…|\\[cl]?dots)")
 _SUFFIX = re.compile(
     r"\s*(?:\$\s*)?(\\?%|\s*percent\b|\^\s*\{?\s*\\circ\s*\}?|°|\^\{[^{}]*\}|\^\w|!(?!\s*$)|\\(?:text|mathrm)\s*\{[^{}]*\})"
 )
@@ -37,8 +45,7 @@ def answer_text(completion: str) -> str | None:
     before </think> does not count.
     """
     text = completion.rpartition("</think>")[2]
-    if tagged := _TAGS.findall(text):
-        inside = tagged[-1].strip()
+    if (inside := tagged_answer(text)) is not None:
         return _boxed(inside) if _BOX.search(inside) else inside or None
     if _BOX.search(text):
         found = _boxed(text)
@@ -50,9 +57,23 @@ def answer_text(completion: str) -> str | None:
 def marked_answer(completion: str) -> str | None:
     """The text in the last <answer> tags, or else in the last box; None where there is neither."""
     text = completion.rpartition("</think>")[2]
-    if tagged := _TAGS.findall(text):
-        return tagged[-1].strip()
+    if (inside := tagged_answer(text)) is not None:
+        return inside
     return _boxed(text) if _BOX.search(text) else None
+
+
+def tagged_answer(text: str) -> str | None:
+    """The text between the last <answer> and </answer> that belong together; None where there are none.
+
+    One pass over the text: a pattern with both tags would go over many opening ones again and again.
+    """
+    start, found = -1, None
+    for tag in _TAG.finditer(text):
+        if not tag[1]:
+            start = tag.end()
+        elif start >= 0:
+            found, start = (start, tag.start()), -1
+    return text[found[0] : found[1]].strip() if found else None
 
 
 def _has_content(text: str) -> bool:
@@ -77,14 +98,14 @@ def _boxed(text: str) -> str | None:
         return None
     kept = [boxes[-1]]
     for box in reversed(boxes[:-1]):
-        between = text[box[1] : kept[0][0]]
+        between = text[box[1] : kept[-1][0]]
         if box[2] is None or not _belong_together(between):
             break
-        kept.insert(0, box)
-    contents = list(dict.fromkeys(box[2] for box in kept))
+        kept.append(box)
+    contents = list(dict.fromkeys(box[2] for box in reversed(kept)))
     if len(contents) > 1:
         return ", ".join(contents)
-    return _with_surroundings(text, kept[-1])
+    return _with_surroundings(text, kept[0])
 
 
 def _belong_together(between: str) -> bool:
@@ -132,7 +153,7 @@ def _is_money(match: re.Match) -> bool:
 
 def _sentence(rest: str) -> str | None:
     """What a marked answer says: formulas if it has any, else its words up to the end of the sentence."""
-    line = rest.strip().split("\n")[0].strip()
+    line = rest.strip().split("\n")[0].strip().replace("...", r"\ldots ")
     if not line:
         return None
     formulas = [match for match in _FORMULA.finditer(line) if not _is_money(match)]
@@ -143,8 +164,9 @@ def _sentence(rest: str) -> str | None:
     sentence = re.split(r"(?<=[^\d\s])[.!?](?:\s|$)|(?<=\d)[.!?](?:\s|$)|(?<=[a-z])\.(?=\s[A-Z])", line)[0].strip(
         " *:_`\"'"
     )
+    sentence = _ADVERB.sub("", _REASON.split(sentence)[0])
     number = _NUMBER.match(sentence)
-    if number and re.search(r"\d", number[0]) and not re.match(r"\s*[-+*/^=,<>(]|\w\b", sentence[number.end() :]):
+    if number and re.search(r"\d", number[0]) and not _GOES_ON.match(sentence[number.end() :]):
         rest_words = sentence[number.end() :].strip()
         if not re.search(r"\b(or|and)\b|\d", rest_words):
             return number[0]

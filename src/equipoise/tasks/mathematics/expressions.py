@@ -14,6 +14,7 @@ from .parser_spelling import for_parser
 
 MAX_BITS = 200_000
 MAX_LENGTH = 900  # characters of one expression
+MAX_DIGITS = 4000  # looked at before summands that cancel are taken for zero
 NUM_POINTS = 8
 MIN_DIGITS = 6  # of a decimal that may stand for a number without a finite decimal form
 _INTEGER_NAMES = set("ijklmnN")
@@ -64,7 +65,15 @@ def _settled(expression: Any) -> Any:
     for symbol in expression.free_symbols:
         if symbol.name == "i":
             replaced[symbol] = sympy.I
+    for power in expression.atoms(sympy.Pow):
+        base, exponent = power.args
+        if exponent.is_Rational and exponent.q % 2 == 1 and exponent.q > 1 and _is_negative(base):
+            replaced[power] = (-1) ** exponent.p * (-base) ** exponent  # the real root, as at school
     return expression.xreplace(replaced) if replaced else expression
+
+
+def _is_negative(expression: Any) -> bool:
+    return bool(expression.is_number and bits(expression) < 4096 and expression.is_negative)
 
 
 def bits(expression: Any) -> float:
@@ -207,11 +216,11 @@ def _value(expression: Any, precision: int) -> Any:
         exact = exact if exact.is_Rational else None
     if exact is not None:
         return exact, exact
-    value = expression.evalf(precision, maxn=precision * 4)
+    value = expression.evalf(precision, maxn=max(precision * 4, MAX_DIGITS))
     if value.has(sympy.nan, sympy.zoo, sympy.oo) or value.free_symbols or not value.is_number:
         return None
-    if abs(value) < sympy.Float(10, 20) ** (-precision * 3):
-        return sympy.Integer(0), sympy.Integer(0)  # no digit could be found: it is zero
+    if abs(value) < sympy.Float(10, 20) ** -precision and all(number._prec <= 4 for number in value.atoms(sympy.Float)):
+        return sympy.Integer(0), sympy.Integer(0)  # summands that cancel, and no digit could be found: it is zero
     return value, None
 
 

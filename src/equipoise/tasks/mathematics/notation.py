@@ -19,11 +19,11 @@ _REPLACED = [  # in this order: (pattern, what stands in its place)
     (re.compile(r"\\(?:displaystyle|tiny|small|normalsize|large|Large|LARGE|huge|Huge|bigskip|medskip|textstyle|scriptstyle|limits|nolimits|hfill|square|blacksquare|Box|qed|checkmark|null|strut|hline|noindent|rm(?![A-Za-z])|bf(?![A-Za-z]))(?![A-Za-z])"), " "),  # noqa: E501
     (re.compile(r"\\(?:left|right|middle|[bB]igg?[lrm]?|m?left|m?right)(?![A-Za-z])\s*\.?"), ""),
     (re.compile(r"\\(?:hspace|vspace|phantom|hphantom|vphantom)\*?\s*\{[^{}]*\}"), " "),
-    (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
+    (re.compile(r"\\(?:[dtcsx]|nice)frac(?![A-Za-z])"), r"\\frac"),
     (re.compile(r"\\[dt]binom(?![A-Za-z])"), r"\\binom"),
     (re.compile(r"\\(?:leqslant|leqq|leq)(?![A-Za-z])|<=|=<"), r"\\le "),
     (re.compile(r"\\(?:geqslant|geqq|geq)(?![A-Za-z])|>="), r"\\ge "),
-    (re.compile(r"\\(?:neq|not\s*=)|!=|<>"), r"\\ne "),
+    (re.compile(r"\\(?:neq|not\s*=)|(?<!\d)!=|<>"), r"\\ne "),  # 5!=120 is a factorial
     (re.compile(r"\\lt(?![A-Za-z])"), "<"),
     (re.compile(r"\\gt(?![A-Za-z])"), ">"),
     (re.compile(r"\\(?:times|ast|cdotp|star|bullet)(?![A-Za-z])"), r"\\cdot "),
@@ -43,6 +43,9 @@ _REPLACED = [  # in this order: (pattern, what stands in its place)
     (re.compile(r"\\lor(?![A-Za-z])|\\vee(?![A-Za-z])"), r"\\text{ or }"),
     (re.compile(r"\\(?:land|wedge|And|&)(?![A-Za-z])"), r"\\text{ and }"),
     (re.compile(r"\\colon(?![A-Za-z])"), ":"),
+    (re.compile(r"\\lg(?![A-Za-z])"), r"\\log "),
+    (re.compile(r"\\(?:text|mathrm)\s*\{\s*(?:USD|US\s*\\?\$)\s*\}"), r"\\$"),
+    (re.compile(r"\\text\s*\{\s*\(?mod\s*\)?\s*\}|\\mod(?![A-Za-z])|\(\s*mod(?=\s*\d+\s*\))"), r"\\pmod "),
     (re.compile(r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\degree(?![A-Za-z])|\\deg(?![A-Za-z])"), r"\\degree "),
     (re.compile(r"\^\s*\{?\s*((?:\\prime\s*)+)\}?"), lambda m: "'" * m[1].count("prime")),
     (re.compile(r"\\(?:R|reals)(?![A-Za-z])"), r"\\mathbb{R}"),
@@ -55,6 +58,7 @@ _THOUSANDS = [
     re.compile(r"(?<=\d)\s*(?:\{,\}|,\\!|\\,|\\;|\\:|\\ |\\thinspace|'|\\!)\s*(?=\d{3}(?!\d))"),
     re.compile(r"(?<=\d),\\[!,;: ]\s*(?=\d{3}(?!\d))"),
 ]
+_SPACED_THOUSANDS = re.compile(r"(?<![\d.,}])(?<!\d )\d{1,3}(?: \d{3})+(?!\d| \d|\s*(?:/|\\frac))")
 _SPACES = re.compile(
     r"(?<!\\)\\(?:[,;:!/ ]|(?:thinspace|medspace|thickspace|enspace|negthinspace)(?![A-Za-z]))|(?<!\\)~"
 )
@@ -94,7 +98,7 @@ def normalized(text: str) -> str:
 
 def unwrapped(text: str) -> str:
     r"""The text without the delimiters of mathematics, quotes, code ticks and emphasis around it, nor any `$` left."""
-    text = text.strip()
+    text = text.strip().replace("...", r"\ldots ")  # before points are taken off the end
     text = re.sub(r"(?<!\\)\\[()]|(?<!\\)\\\[(?=.*\\\])|(?<!\\)\\\](?!.*\\\[)", " ", text)
     text = re.sub(r"(?<!\\)\$+", " ", text)  # "$8$,$4$"; \$ is money
     text = without_punctuation(text)
@@ -155,10 +159,12 @@ def _plain_words(text: str) -> str:
 
 def _numbers(text: str) -> str:
     """E-notation, repeating decimals, mixed numbers and points at either end of a number."""
-    text = re.sub(r"(?<![\d.])\.(?=\d)", "0.", text)
+    text = _SPACED_THOUSANDS.sub(lambda m: m[0].replace(" ", ""), text)
+    text = re.sub(r"(?<![\d.])\.(?=\d|\s*\\(?:overline|bar|dot)(?![A-Za-z]))", "0.", text)
     text = re.sub(r"(?<=\d)\.(?=\s*(?:/|\\cdot|\^|$))", "", text)
     text = re.sub(rf"(?<![A-Za-z\\\d.])({_NUMBER})[eE]([+-]?\d{{1,4}})(?![\d.A-Za-z])",
                   lambda m: f"{m[1]}\\cdot 10^{{{int(m[2])}}}", text)  # fmt: skip
+    text = re.sub(r"(\d+)\.(\d*)\s*\\dot\s*\{?(\d)\}?(\d*)\s*\\dot\s*\{?(\d)\}?", _repeating, text)
     text = re.sub(r"(\d+)\.(\d*)\s*\\(?:overline|bar|dot)\s*\{?(\d+)\}?", _repeating, text)
     text = re.sub(r"(?<![\d.])(\d+)\.(\d*)\((\d+)\)(?!\d)", _repeating, text)
     text = re.sub(r"(?<![\d.])(\d+)\.(\d*?)(\d+?)\3{2,}\s*\\ldots", _repeating, text)
@@ -167,7 +173,7 @@ def _numbers(text: str) -> str:
 
 
 def _repeating(match: re.Match) -> str:
-    whole, fixed, repeated = match[1], match[2], match[3]
+    whole, fixed, repeated = match[1], match[2], "".join(match.groups()[2:])
     value = Fraction(int(whole + fixed + repeated) - int(whole + fixed), 10 ** len(fixed + repeated) - 10 ** len(fixed))
     return rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
 

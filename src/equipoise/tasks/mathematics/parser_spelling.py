@@ -20,6 +20,7 @@ _DERIVATIVE = re.compile(
 def for_parser(latex: str) -> str:
     r"""What the parser would misread, spelt so that it does not: names with accents, primes, 2(3), d, E, I."""
     text = re.sub(r"\\degree", r"\\cdot \\frac{\\pi}{180}", latex)
+    text = re.sub(r"\\(sin|cos|tan|sec|csc|cot)\s*\^\s*\{\s*-\s*1\s*\}", r"\\arc\1 ", text)
     text = _DERIVATIVE.sub(_derivative, text)
     text = replaced_commands(
         text, _ACCENTED, 1, lambda name, inner: rf"\text{{{_ACCENTS.get(name, name)}{_name(inner)}}}"

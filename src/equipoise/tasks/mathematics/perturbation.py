@@ -11,6 +11,7 @@ _NUMBER = re.compile(r"\d+")
 _UNIT = re.compile(
     r"\\(?:text|mbox|mathrm|textbf)\s*\{[^{}]*\}\s*\^\s*\{?\s*\d\s*\}?\s*\$*\s*$|(?<=[A-Za-z])\^\s*[23]\s*$"
 )
+_BINOMIAL = re.compile(r"(?:\\[dt]?binom\s*(?:\{[^{}]*\}|\d)\s*\{?|\\choose\s*\{?)\s*\Z")
 _NO_SCALAR = re.compile(
     r"[,;=<>:&]|\\(?:pm|mp|begin|text|mbox|cup|cap|setminus|in|le|ge|ne|leq|geq|neq|to|approx|mathbb)(?![A-Za-z])"
 )
@@ -32,7 +33,8 @@ def _with_another_number(gold: str) -> str | None:
     numbers = list(_NUMBER.finditer(gold, 0, end))
     if not numbers or len(numbers[-1][0]) > MAX_DIGITS:
         return None
-    last = numbers[-1]
+    is_lower = len(numbers) > 1 and _BINOMIAL.search(gold, 0, numbers[-1].start())
+    last = numbers[-2 if is_lower else -1]  # 5 choose 3 is 5 choose 2
     changed = str(int(last[0]) + 1).zfill(len(last[0]))
     return gold[: last.start()] + changed + gold[last.end() :]
 

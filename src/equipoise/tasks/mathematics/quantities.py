@@ -24,6 +24,12 @@ _UNITS = {
 }  # fmt: skip
 _KNOWN = {spelling: unit for unit, spellings in _UNITS.items() for spelling in spellings}
 _PLAIN = sorted((word for word in _KNOWN if len(word) > 1 and word.isalpha()), key=len, reverse=True)
+_NUMBER_WORDS = {
+    "hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12, "tenth": -1, "hundredth": -2,
+    "thousandth": -3, "millionth": -6,
+}  # fmt: skip
+"""Word after a number -> the power of ten that it means."""
+_NO_UNIT = re.compile(r"(?i)\b(?:is|not|wrong|incorrect|false|if|unless|when|except|but)\b|n't\b")
 _ONLY_WORDS = {"even", "odd", "true", "false", "yes", "no", "none", "positive", "negative"}
 
 _PERCENT = re.compile(
@@ -35,12 +41,13 @@ _TEXT_UNIT = re.compile(
 )
 _PLAIN_UNIT = re.compile(
     rf"(?<=[\d}})])\s*((?:(?:square|cubic|sq\.?|cu\.?)\s+)?(?:{'|'.join(map(re.escape, _PLAIN))})s?"
-    r"(?:\s*\^\s*\{?[23]\}?)?(?:\s*(?:/|per)\s*[A-Za-z]+(?:\^\{?[23]\}?)?)?|[ap]\.\s?m\.?)\s*$", re.IGNORECASE,
+    r"(?:\s*\^\s*\{?[23]\}?)?(?:\s*(?:/|per)\s*[A-Za-z]+(?:\^\{?[23]\}?)?)?|"
+    r"(?:km|m|cm|mm|ft|mi)\s*/\s*(?:s|h|hr|min)(?:\s*\^\s*\{?2\}?)?|[ap]\.\s?m\.?)\s*$", re.IGNORECASE,
 )  # fmt: skip
 _PLAIN_NOUNS = re.compile(r"(?<=[\d})])((?:\s+[A-Za-z][A-Za-z-]{2,}){1,5})\s*$")
 _DEGREE = re.compile(r"\s*\\degree\s*(?:[CFK](?![A-Za-z])|\\text\{\s*[CF]\s*\})?\s*$")
 _CURRENCY = re.compile(
-    r"^([-+]?)\s*(?:\\\$|\\text\{\s*\\?\$\s*\}|\\euro|€|£|\\pounds|\\text\{USD\}|USD\s|Rs\.?\s)\s*|\s*(?:\\\$|€|£)\s*$"
+    r"^([-+]?)\s*(?:\\\$|\\text\{\s*\\?\$\s*\}|\\euro|€|£|\\pounds|\\text\{\s*USD\s*\}|USD\s|Rs\.?\s)\s*|\s*(?:\\\$|€|£)\s*$"
 )
 
 _DECIMAL = re.compile(r"([-+]?)\s*(\d+)(?:\.(\d*))?(?:\s*\\cdot\s*10\s*(?:\^\{\s*([-+]?\d{1,4})\s*\})?)?")
@@ -85,7 +92,13 @@ def quantity(text: str) -> Quantity:
         number = number_of(text[: percent.start()].strip())
         return Quantity(text[: percent.start()].strip(), *number, percent=True)
     text, unit = _without_unit(text)
-    return Quantity(text, *number_of(text), unit=unit)
+    number, digits = number_of(text)
+    first, _, rest = unit.partition(" ")
+    power = _NUMBER_WORDS.get(first.lower().removesuffix("s"))
+    if power is None:
+        return Quantity(text, number, digits, unit=unit)
+    scaled = None if number is None else number * Fraction(10) ** power
+    return Quantity(rf"({text})\cdot 10^{{{power}}}", scaled, digits, unit=rest)  # 5 million dollars
 
 
 def number_of(text: str) -> tuple[Fraction | None, int]:
@@ -162,7 +175,7 @@ def _without_unit(text: str) -> tuple[str, str]:
                 if "frac" in match[0]
                 else re.sub(r"[{}()]", " ", words)
             )
-            if words.strip().lower() in _ONLY_WORDS:
+            if words.strip().lower() in _ONLY_WORDS or _NO_UNIT.search(words):
                 break
             rest = text[: match.start()].strip().removesuffix(r"\cdot").strip()
             return rest, " ".join(words.split()) or unit

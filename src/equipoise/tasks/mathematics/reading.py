@@ -12,14 +12,16 @@ from .notation import normalized
 from .quantities import Quantity, quantity, without_thousands
 from .relations import OPERATORS, relation
 from .spans import balanced, depth, enclosed, split
-from .words import based, ratio, words
+from .words import based, congruence, ratio, words
 
 MAX_DEPTH = 20  # of brackets: nobody answers with more, and each costs the parser a tenth of a second
 MAX_LENGTH = 4000  # characters of an answer
 MAX_ITEMS = 200
 
 _ENVIRONMENT = re.compile(
-    r"(-?)\s*\\begin\{([a-zA-Z]*matrix\*?|cases|array|aligned|align\*?)\}(?:\s*\{[lcr|\s]*\})?(.*)\\end\{\2\}",
+    r"(-?\s*(?:\d+(?:\.\d+)?|[A-Za-z]|\\frac\{[^{}]*\}\{[^{}]*\}|\\sqrt\{[^{}]*\}|\\(?!begin)[A-Za-z]+)?)\s*(?:\\cdot\s*)?"
+    r"\\begin\{([a-zA-Z]*matrix\*?|cases|array|aligned|align\*?)\}(?:\s*\{[lcr|\s]*\})?(.*)\\end\{\2\}"
+    r"\s*(\^\s*\{?\s*(?:T|\\top)\s*\}?)?",
     re.DOTALL,
 )
 _KINDS = {"v": "determinant", "V": "determinant", "c": "cases", "a": "cases"}
@@ -48,13 +50,15 @@ def read(text: str) -> Form | None:
 def form(text: str) -> Form | None:
     """What a text in the one spelling says; None where it is nothing that can be read."""
     text = _bare(text)
-    readers = (based, functools.partial(words, form=form), _environment, _conjunction, _items, _operation, _relation,
-               _bracketed, _plus_minus, ratio)  # fmt: skip
+    readers = (based, congruence, functools.partial(words, form=form), _environment, _conjunction, _items, _operation,
+               _relation, _bracketed, _plus_minus, ratio)  # fmt: skip
     try:
         if text == r"\emptyset":
             return Region(())
         if (named := sets.named(text)) is not None:
             return Region(named)
+        if re.fullmatch(r"\\mathbb\{[A-Z]\}(?:[_^]\{?[^{}]*\}?)?", text):
+            return Literal("set", text)
         found = (reader(text) for reader in readers) if text else iter(())
         return next((result for result in found if result is not None), None) or _single(text)
     except NotReadableError:
@@ -88,9 +92,14 @@ def _environment(text: str) -> Form | None:
     kind = "matrix" if match[2] == "array" else _KINDS.get(match[2][0], "matrix")
     body = re.sub(r"\\\\\s*\[[^\]]*\]|\\cr(?![A-Za-z])", r"\\\\", match[3])
     rows = [[re.sub(r"^,|,$", "", cell) for _, cell in split(row, {"&"})] for _, row in split(body, {r"\\"}) if row]
+    factor = f"{match[1]}1" if match[1] == "-" else match[1]
+    if factor:
+        rows = [[rf"({factor})\cdot ({cell})" for cell in row] for row in rows]
     cells = tuple(tuple(form(cell) for cell in row) for row in rows)
-    if match[1] or not cells or any(cell is None for row in cells for cell in row):
-        raise NotReadableError("a matrix with a cell that cannot be read")
+    unreadable = not cells or any(cell is None for row in cells for cell in row)
+    if unreadable or ((factor or match[4]) and kind != "matrix") or len({len(row) for row in cells if match[4]}) > 1:
+        raise NotReadableError("a matrix with a cell that cannot be read, or one that cannot be calculated with")
+    cells = tuple(zip(*cells, strict=True)) if match[4] else cells
     if kind == "cases" and all(len(row) == 1 for row in cells):
         return Collection("list", tuple(row[0] for row in cells if row[0] is not None))
     return Matrix(kind, tuple(tuple(cell for cell in row if cell is not None) for row in cells))

@@ -22,6 +22,7 @@ _NAME = re.compile(
     r"(?:\([^()]*(?:\([^()]*\))?[^()]*\))?|\\frac\{\s*d[^{}]*(?:\{[^{}]*\})*[^{}]*\}\{\s*d[^{}]*(?:\{[^{}]*\})?\s*\}"
     r"(?:\([^()=]*\))?)"
 )
+_ABSOLUTE = re.compile(r"\|\s*([A-Za-z])\s*(?:([-+])\s*([^|]+?)\s*)?\|")
 _NO_NAME = re.compile(
     r"\\(?:sqrt|frac(?!\{\s*d)|binom|pi|infty|sin|cos|tan|ln|log|exp|cdot|left|sum|int|prod|lim)(?![A-Za-z])"
 )
@@ -70,6 +71,8 @@ def _membership(sides: list[str], form: Callable[[str], Form | None]) -> Form | 
         return Region(found.parts, sides[0])
     if isinstance(found, Collection):
         return Collection("set", tuple(Named(sides[0], item) for item in found.items))
+    if isinstance(found, Literal) and found.kind == "set":
+        return Named(sides[0], found)
     raise NotReadableError("an element of what is no set")
 
 
@@ -125,13 +128,11 @@ def _inequality(operators: list[str], sides: list[str]) -> Form | None:
         raise NotReadableError("a chain of inequalities")
     left, right = sides
     operator = operators[0]
-    if _is_variable(right) and not _is_variable(left):
+    if (_is_variable(right) or _ABSOLUTE.fullmatch(right)) and not (_is_variable(left) or _ABSOLUTE.fullmatch(left)):
         left, right, operator = right, left, _FLIPPED[operator]
     bound = quantity(right).latex
-    absolute = re.fullmatch(r"\|\s*([A-Za-z])\s*\|", left)
-    if absolute and sets.is_real(bound) and operator in ("<", "<="):
-        closed = operator == "<="
-        return Region((sets.Span(f"-({bound})", closed, bound, closed),), absolute[1])
+    if (absolute := _ABSOLUTE.fullmatch(left)) and sets.is_real(bound) and sets.is_real(absolute[3] or "0"):
+        return Region(_around(absolute, bound, operator), absolute[1])
     if _is_variable(left) and (sets.is_real(bound) or not _mentions(bound, left)):
         closed = operator in ("<=", ">=")
         span = (
@@ -141,6 +142,15 @@ def _inequality(operators: list[str], sides: list[str]) -> Form | None:
         )
         return Region((span,), left)
     return Relation(operator, left, right) if operator[0] == "<" else Relation(_FLIPPED[operator], right, left)
+
+
+def _around(absolute: re.Match, bound: str, operator: str) -> tuple[sets.Span, ...]:
+    r"""Where |x - a| is less, or more, than a bound."""
+    centre = f"-({absolute[3]})" if absolute[2] == "+" else absolute[3] or "0"
+    low, high, closed = f"{centre}-({bound})", f"{centre}+({bound})", operator in ("<=", ">=")
+    if operator[0] == "<":
+        return (sets.Span(low, closed, high, closed),)
+    return (sets.Span(r"-\infty", False, low, closed), sets.Span(high, closed, r"\infty", False))
 
 
 def _is_variable(side: str) -> bool:

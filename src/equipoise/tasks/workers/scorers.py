@@ -1,10 +1,16 @@
 """The kind "reasoning_gym": scorers of data sets of that package, which evaluate answers in their own ways."""
 
 import contextlib
+import re
 import sys
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
+
+FULL = 0.99
+"""A score that says that an answer is right."""
+NONSENSE = "no answer to this question is spelt like that"
+_NO_VALUE = re.compile(r"(?<![^\W\d_])(?:nan|inf|infinity)j?(?![^\W\d_])", re.IGNORECASE)
 
 
 def warm() -> None:
@@ -36,9 +42,31 @@ def prepared(arguments: tuple[str, Any, tuple[str, dict] | None]) -> Callable[[t
 
     def score(payload: tuple[str, dict]) -> float:
         answer, entry = payload
-        return float(scorer.score_answer(answer, entry))
+        if _has_no_value(answer, str(entry["answer"])):
+            return 0.0
+        value = float(scorer.score_answer(answer, entry))
+        if value >= FULL and not _is_expected(answer, entry) and _accepts(scorer, NONSENSE, entry):
+            return 0.0
+        return value
 
     if example is not None:
         with contextlib.suppress(Exception):  # it will fail again, and be counted then
             score(example)
     return score
+
+
+def _has_no_value(answer: str, expected: str) -> bool:
+    """Whether it names NaN or infinity, and the expected answer does not: min(1, NaN) is 1 in Python."""
+    return bool(_NO_VALUE.search(answer)) and not _NO_VALUE.search(expected)
+
+
+def _is_expected(answer: str, entry: dict) -> bool:
+    return entry["answer"] is not None and answer.strip().casefold() == str(entry["answer"]).strip().casefold()
+
+
+def _accepts(scorer: Any, answer: str, entry: dict) -> bool:
+    """Whether the scorer calls an answer right: some take everything for right that is not the one wrong word."""
+    try:
+        return float(scorer.score_answer(answer, entry)) >= FULL
+    except Exception:
+        return False
