@@ -67,7 +67,7 @@ def evaluated(ranks, count=7, reward=digits, **settings):
 
 @pytest.mark.parametrize("in_step", [False, True])
 @pytest.mark.parametrize(("count", "prompts"), [(2, 7), (3, 7), (4, 2), (2, 1)])
-def test_any_number_of_ranks_measures_the_same_on_every_rank(count, prompts, in_step):
+def test_any_number_of_ranks_measures_the_same_on_every_rank(count, prompts, in_step, shards):
     alone = evaluated(ALONE, prompts)
     assert len({completion["text"] for record in alone.samples for completion in record["completions"]}) > 2
     for end in on_ranks(count, lambda ranks: evaluated(ranks, prompts), in_step=in_step):
@@ -103,7 +103,7 @@ def test_noise_of_its_own_samples_the_softmax_at_the_temperature():
 @pytest.mark.parametrize("when", ["greedy", "sampled"])
 @pytest.mark.parametrize("in_step", [False, True])
 @pytest.mark.parametrize("error", [InputError("row 3 is broken"), KeyError("cell")])
-def test_a_reward_that_fails_on_one_rank_ends_all_with_its_words(when, in_step, error):
+def test_a_reward_that_fails_on_one_rank_ends_all_with_its_words(when, in_step, error, shards):
     def work(ranks):
         calls = []
 
@@ -134,18 +134,26 @@ def test_generation_that_fails_on_one_rank_ends_all():
     assert "rank 0 failed: TypeError" in str(second)
 
 
-def test_ranks_in_step_generate_equally_often(monkeypatch):
+@pytest.fixture
+def shards(monkeypatch):
+    """Ranks in step that can generate only together, as with shards of a model; counts how often each does."""
     calls = Counter()
     original = Sampler._generate
 
-    def counted(self, *args):
-        calls[self.ranks.rank] += 1
+    def together(self, *args):
+        if self.ranks.in_step:
+            calls[self.ranks.rank] += 1
+            assert self.ranks.gather("generates") == ["generates"] * self.ranks.count
         return original(self, *args)
 
-    monkeypatch.setattr(Sampler, "_generate", counted)
+    monkeypatch.setattr(Sampler, "_generate", together)
+    return calls
+
+
+def test_ranks_in_step_generate_equally_often(shards):
     on_ranks(3, lambda ranks: evaluated(ranks, 4), in_step=True)
     # The first rank has two prompts: one batch of greedy completions, two of six samples in fours.
-    assert calls == {0: 3, 1: 3, 2: 3}
+    assert shards == {0: 3, 1: 3, 2: 3}
 
 
 def test_the_bar_is_the_first_ranks(monkeypatch):

@@ -115,19 +115,16 @@ class Sampler:
         order = sorted(range(len(prompt_ids)), key=lambda index: -len(prompt_ids[index]))
         completions: dict[int, Completion] = {}
         batches = [order[begin : begin + self.batch_size] for begin in range(0, len(order), self.batch_size)]
+        # Where the model is sharded, this rank is needed by the one that has most to do.
+        most = max(self.ranks.gather(len(batches))) if self.ranks.in_step else len(batches)
         for batch in batches:
             own_seeds = None if seeds is None else [seeds[index] for index in batch]
             generated, entropies = self._generate([prompt_ids[index] for index in batch], temperature, own_seeds)
             completions.update(zip(batch, map(self._completion, generated, entropies), strict=True))
             done(len(batch))
-        self._assist(len(batches), temperature, None if seeds is None else [0])
+        for _ in range(most - len(batches)):
+            self._generate([[self.pad_id]], temperature, None if seeds is None else [0])
         return [completions[index] for index in range(len(prompt_ids))]
-
-    def _assist(self, num_batches: int, temperature: float | None, seeds: list[int] | None) -> None:
-        """Where the model is sharded, generate as often as the rank that has most to do: it needs this rank's shard."""
-        most = max(self.ranks.gather(num_batches)) if self.ranks.in_step else num_batches
-        for _ in range(most - num_batches):
-            self._generate([[self.pad_id]], temperature, seeds)
 
     def _generate(
         self, prompt_ids: list[list[int]], temperature: float | None, seeds: list[int] | None
