@@ -32,22 +32,17 @@ class Command:
         function: "module:function" in `equipoise.commands`; it takes `options`, a dataclass.
         summary: one line of the help.
         takes_keys: it takes `keys` as well: every flag that is none of its options, as a key of a run.
-        in_several_processes: `accelerate launch` may start it in more than one.
     """
 
     function: str
     summary: str
     takes_keys: bool = False
-    in_several_processes: bool = False
 
 
 COMMANDS = {
     "quickstart": Command("quickstart:quickstart", "warm start, two runs, evaluation and a picture, in minutes"),
     "warm-start": Command("warm_start:warm_start", "make the small model of a small task (no network)"),
-    "train": Command(
-        "train:train", "train a model with GRPO, balanced clipping and polarity control", takes_keys=True,
-        in_several_processes=True,
-    ),
+    "train": Command("train:train", "train a model with GRPO, balanced clipping and polarity control", takes_keys=True),
     "plan": Command(
         "plan:run_plan", "what a configuration means in batches and memory, before anything starts", takes_keys=True
     ),
@@ -60,7 +55,10 @@ COMMANDS = {
     "probe": Command("probe:run_probe", "one optimizer step: predicted against realised entropy change"),
     "report": Command("report:report", "one page of curves and coloured tokens, from run folders"),
     "doctor": Command("doctor:doctor", "what is wrong with a run, a configuration or a model, and what to change"),
-}  # fmt: skip
+}
+
+IN_SEVERAL_PROCESSES = ("train",)
+"""What `accelerate launch` may start in more than one."""
 
 EXAMPLES = """\
 examples:
@@ -112,7 +110,7 @@ def _run(words: list[str]) -> int:
         return 0
     if name not in COMMANDS:
         raise InputError(f"command {name!r} is not known{did_you_mean(name, COMMANDS)}; see equipoise --help")
-    _check_processes(name)
+    _check_processes(f"{name} --smoke" if "--smoke" in rest else name)
     module_name, function = COMMANDS[name].function.split(":")
     module = importlib.import_module(f"equipoise.commands.{module_name}")
     command = getattr(module, function)
@@ -129,7 +127,7 @@ def _run(words: list[str]) -> int:
 def _check_processes(name: str) -> None:
     """Refuses a command that would do everything once in each of several processes, and write the same files."""
     count = os.environ.get("WORLD_SIZE", "1")
-    if "RANK" in os.environ and count.isdecimal() and int(count) > 1 and not COMMANDS[name].in_several_processes:
+    if "RANK" in os.environ and count.isdecimal() and int(count) > 1 and name not in IN_SEVERAL_PROCESSES:
         raise InputError(
             f"equipoise {name} runs in one process, got WORLD_SIZE={count}: start it without accelerate launch"
         )

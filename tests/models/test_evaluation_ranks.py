@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from thread_ranks import on_threads
 from trainer_setup import character_tokenizer, tiny_model
 
 from equipoise.errors import InputError
@@ -22,29 +23,10 @@ SETTINGS = {"num_samples": 3, "ks": (1, 3), "max_new_tokens": 6, "batch_size": 4
 
 
 def on_ranks(count, work, *, in_step=False):
-    """What `work(ranks)` returns, or raises, on each of `count` ranks that run side by side."""
-    barrier, values, ends = threading.Barrier(count), [None] * count, [None] * count
-
-    def run(rank):
-        def gather(value):
-            values[rank] = value
-            barrier.wait(20)
-            found = list(values)
-            barrier.wait(20)
-            return found
-
-        try:
-            ends[rank] = work(EvaluationRanks(rank, count, gather, in_step=in_step, own_seeds=True))
-        except Exception as error:
-            ends[rank] = error
-
-    threads = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert not any(thread.is_alive() for thread in threads)
-    return ends
+    """What `work(ranks)` returns, or raises, on each of them."""
+    return on_threads(
+        count, lambda rank, gather: work(EvaluationRanks(rank, count, gather, in_step=in_step, own_seeds=True))
+    )
 
 
 def data(count):
@@ -98,6 +80,14 @@ def test_noise_of_its_own_samples_the_softmax_at_the_temperature():
     frequencies = np.bincount(drawn.numpy(), minlength=4) / count
     expected = (scores[0] / temperature).softmax(-1).numpy()
     np.testing.assert_allclose(frequencies, expected, atol=5 * np.sqrt(0.25 / count))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_nothing_is_sampled_from_what_is_not_finite(value):
+    noise = RowNoise([1], 1.0, torch.device("cpu"))
+    assert noise(torch.zeros(1, 1), torch.tensor([[0.0, -torch.inf]])).argmax() == 0
+    with pytest.raises(RuntimeError, match="NaN or infinity"):
+        noise(torch.zeros(1, 1), torch.tensor([[0.0, value]]))
 
 
 @pytest.mark.parametrize("when", ["greedy", "sampled"])

@@ -4,6 +4,7 @@ With `--crash` one of them fails in the middle of an evaluation. The models are 
 matter, what they said is replaced by a script afterwards.
 """
 
+import json
 import os
 import random
 import sys
@@ -59,6 +60,14 @@ class Broken(Calculator):
         if PartialState().process_index == 0:
             raise OSError("no server")
         super().reset(answer=answer)
+
+
+class Lost(Calculator):
+    """Every episode fails."""
+
+    def reset(self, answer: str, **row):
+        """Fails."""
+        raise OSError("no such sum")
 
 
 class Sampled(Calculator):
@@ -170,6 +179,17 @@ def whole_runs(folder: Path) -> None:
             "evaluate_samples": 4, "evaluate_k": [1], "max_tool_calling_iterations": 4,
         }  # fmt: skip
         run.train(keys | ON_CPU)
+    if PartialState().is_main_process:
+        rows = [json.dumps({"prompt": f"{n} + {n} =", "answer": str(2 * n)}) for n in range(8)]
+        (folder / "sums.jsonl").write_text("\n".join(rows))
+    PartialState().wait_for_everyone()
+    lost = {"environment": "episodes_two_process_run:Lost", "max_failed_fraction": 1.0, "chat": True}
+    of_others = ("evaluate_every", "evaluate_prompts", "evaluate_samples", "evaluate_k")
+    keys = {key: value for key, value in keys.items() if key not in of_others} | lost
+    base = str(folder / "calculator-base")
+    run.train(
+        keys | ON_CPU | {"model": base, "task": f"data:{folder / 'sums.jsonl'}", "output_dir": str(folder / "lost")}
+    )
 
 
 def message_of(work: Any) -> str:

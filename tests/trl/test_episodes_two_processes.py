@@ -116,6 +116,14 @@ def test_a_run_writes_one_line_for_each_evaluation(how, task, request):
     assert (folder / "model").is_dir()
 
 
+@pytest.mark.parametrize("how", ["ddp", "fsdp2"])
+def test_each_process_writes_its_failed_episodes_to_a_file_of_its_own(how, request):
+    folder = request.getfixturevalue(how).folder / "whole_runs" / "lost"
+    for name in ("failed_episodes.jsonl", "failed_episodes_1.jsonl"):
+        rows = [json.loads(line) for line in (folder / name).read_text().splitlines()]
+        assert [row["cause"] for row in rows] == ["reset raised OSError: no such sum"] * 16
+
+
 def test_the_evaluations_of_a_run_do_not_depend_on_how_it_is_sharded(ddp, fsdp2):
     """The first one, of the same weights; later ones agree but for the rounding of the updates between."""
     first, second = (

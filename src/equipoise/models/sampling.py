@@ -60,7 +60,13 @@ class RowNoise(LogitsProcessor):
         self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """The scores with noise, [batch, vocabulary]."""
+        """The scores with noise, [batch, vocabulary].
+
+        Raises:
+            RuntimeError: NaN or +inf among the scores, which torch's own sampling refuses as well.
+        """
+        if scores.isnan().any() or scores.isposinf().any():
+            raise RuntimeError("the logits of the model hold NaN or infinity: nothing can be sampled from them")
         noise = torch.empty_like(scores, dtype=torch.float32)
         for row, generator in zip(noise, self.generators, strict=True):
             row.exponential_(generator=generator)

@@ -40,7 +40,7 @@ METHODS = (
         ("inputs", "prompts", "completions", "completion_ids_list"),
     ),
     PrivateName(
-        "_generate_single_turn", GRPO, "overridden; called to continue partial rollouts, and in turns of other processes",
+        "_generate_single_turn", GRPO, "overridden; called for partial rollouts, and in turns of other processes",
         "partial rollouts; the log-probs of the sampler; episodes of sharded models hang",
         ("prompt_ids", "images", "multimodal_fields", "num_generations", "has_tool_images"),
     ),

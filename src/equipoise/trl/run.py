@@ -257,7 +257,8 @@ def _held_out(trainer: EquipoiseTrainer, settings: RunSettings, task: Task) -> D
 def _evaluate(trainer: EquipoiseTrainer, settings: RunSettings, task: Task, held_out: Dataset) -> dict[str, Any]:
     config = trainer.args
     if task.environment_factory is not None:
-        return evaluate_episodes(trainer, held_out, task.evaluation_reward, seed=config.seed)
+        shown = not config.disable_tqdm
+        return evaluate_episodes(trainer, held_out, task.evaluation_reward, seed=config.seed, progress=shown)
     with ready_to_generate(trainer) as model:
         return evaluate_policy(
             model,
