@@ -164,32 +164,26 @@ def failed_training(folder: Path) -> str:
 
 
 def whole_runs(folder: Path) -> None:
-    """Two runs as a user starts them, with held-out evaluations: one with episodes, one with single answers."""
+    """Runs as a user starts them: episodes and single answers with held-out evaluations, and episodes that all fail."""
     if PartialState().is_main_process:
         model().save_pretrained(folder / "calculator-base")
         calculator_tokenizer().save_pretrained(folder / "calculator-base")
         tiny_model(vocab_size=len(ladder_tokenizer())).save_pretrained(folder / "ladder-base")
         ladder_tokenizer().save_pretrained(folder / "ladder-base")
-    PartialState().wait_for_everyone()
-    for task in ("calculator", "ladder"):
-        keys = {
-            "model": str(folder / f"{task}-base"), "task": task, "max_steps": 2, "output_dir": str(folder / task),
-            "per_device_train_batch_size": 8, "num_generations": 4, "max_completion_length": 16, "use_cpu": True,
-            "disable_tqdm": True, "save_strategy": "no", "evaluate_every": 2, "evaluate_prompts": 5,
-            "evaluate_samples": 4, "evaluate_k": [1], "max_tool_calling_iterations": 4,
-        }  # fmt: skip
-        run.train(keys | ON_CPU)
-    if PartialState().is_main_process:
         rows = [json.dumps({"prompt": f"{n} + {n} =", "answer": str(2 * n)}) for n in range(8)]
         (folder / "sums.jsonl").write_text("\n".join(rows))
     PartialState().wait_for_everyone()
+    keys = {
+        "max_steps": 2, "per_device_train_batch_size": 8, "num_generations": 4, "max_completion_length": 16,
+        "use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "max_tool_calling_iterations": 4,
+    } | ON_CPU  # fmt: skip
+    evaluated = {"evaluate_every": 2, "evaluate_prompts": 5, "evaluate_samples": 4, "evaluate_k": [1]}
+    for task in ("calculator", "ladder"):
+        own = {"model": str(folder / f"{task}-base"), "task": task, "output_dir": str(folder / task)}
+        run.train(keys | evaluated | own)
     lost = {"environment": "episodes_two_process_run:Lost", "max_failed_fraction": 1.0, "chat": True}
-    of_others = ("evaluate_every", "evaluate_prompts", "evaluate_samples", "evaluate_k")
-    keys = {key: value for key, value in keys.items() if key not in of_others} | lost
-    base = str(folder / "calculator-base")
-    run.train(
-        keys | ON_CPU | {"model": base, "task": f"data:{folder / 'sums.jsonl'}", "output_dir": str(folder / "lost")}
-    )
+    own = {"model": str(folder / "calculator-base"), "task": f"data:{folder / 'sums.jsonl'}"}
+    run.train(keys | lost | own | {"output_dir": str(folder / "lost")})
 
 
 def message_of(work: Any) -> str:

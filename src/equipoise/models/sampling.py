@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from datasets import Dataset
@@ -129,7 +129,7 @@ class Sampler:
             completions.update(zip(batch, map(self._completion, generated, entropies), strict=True))
             done(len(batch))
         for _ in range(most - len(batches)):
-            self._generate([[self.pad_id]], temperature, None if seeds is None else [0])
+            self._generate([[cast(int, self.pad_id)]], temperature, None if seeds is None else [0])
         return [completions[index] for index in range(len(prompt_ids))]
 
     def _generate(

@@ -1,7 +1,7 @@
 """Rewards on several processes: an error of one ends all, and failed episodes are neutral in their whole group."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.utils import gather
@@ -29,7 +29,7 @@ def shared_rewards(trainer: Any, score: Callable[[], Tensor], count: int) -> Ten
         rewards = score()
     except Exception as caught:
         error = caught
-        rewards = gather(torch.zeros(count, len(trainer.reward_funcs), device=accelerator.device))
+        rewards = cast(Tensor, gather(torch.zeros(count, len(trainer.reward_funcs), device=accelerator.device)))
     evaluation_ranks(accelerator).raise_of_any(error)
     group = trainer.num_generations if trainer.model.training else trainer.num_generations_eval
     return neutral_rewards(rewards, trainer.reward_funcs, group, accelerator.gather)
