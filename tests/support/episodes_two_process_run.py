@@ -41,6 +41,15 @@ PROMPTS = (5, 1)  # an odd number for two processes, and too few for them
 ANSWERS = {"num_samples": 3, "ks": (1, 3), "max_new_tokens": 6, "batch_size": 4, "seed": 5, "progress": False}
 
 
+def made(trainer_of: Any, folder: Path, **settings: Any) -> Any:
+    """The trainer, which under ZeRO-3 shards parameters as small as these too."""
+    subject = trainer_of(folder, **settings, **ON_CPU)
+    if ZERO3:
+        zero = subject.accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
+        zero["stage3_param_persistence_threshold"] = 0
+    return subject
+
+
 class Uneven(Scripted):
     """The first process answers at once; the others call the calculator twice. All of them generate every turn."""
 
@@ -83,7 +92,7 @@ class Sampled(Calculator):
 
 def trained(folder: Path) -> dict[str, Any]:
     """Episodes of unequal numbers of turns, trained on and then evaluated."""
-    subject = episode_trainer(folder, kind=Uneven, logging_steps=1, **ON_CPU)
+    subject = made(episode_trainer, folder, kind=Uneven, logging_steps=1)
     subject.train()
     logged = [entry for entry in subject.state.log_history if "loss" in entry]
     values = {count: evaluate_episodes(subject, sums(count), subject.reward_funcs[0], seed=3) for count in PROMPTS}
@@ -99,9 +108,8 @@ def trained(folder: Path) -> dict[str, Any]:
 def one_group(folder: Path) -> dict[str, Any]:
     """One group of episodes over all processes, of which those of the first fail."""
     reward = CalculatorReward(1.0)
-    subject = episode_trainer(
-        folder, environment=Broken, reward=reward, num_generations=4, per_device_train_batch_size=2, **ON_CPU
-    )
+    settings = {"num_generations": 4, "per_device_train_batch_size": 2}
+    subject = made(episode_trainer, folder, environment=Broken, reward=reward, **settings)
     subject.model.train()
     batch = subject._generate_and_score_completions([sums(1).to_list()[0]] * 2)
     return {"rewards": subject._rewards.flatten().tolist(), "advantages": batch["advantages"].tolist()}
@@ -109,14 +117,14 @@ def one_group(folder: Path) -> dict[str, Any]:
 
 def too_many_failures(folder: Path) -> str:
     """What ends a run whose episodes fail on one process."""
-    subject = episode_trainer(folder, environment=Broken, reward=EpisodeReward(0.2), max_steps=10, **ON_CPU)
+    subject = made(episode_trainer, folder, environment=Broken, reward=EpisodeReward(0.2), max_steps=10)
     return message_of(subject.train)
 
 
 def drawn(folder: Path) -> list[float]:
     """What the environments of this process draw from Python's generator, in training and in an evaluation."""
     Sampled.drawn = []
-    subject = episode_trainer(folder, environment=Sampled, max_steps=1, **ON_CPU)
+    subject = made(episode_trainer, folder, environment=Sampled, max_steps=1)
     subject.train()
     evaluate_episodes(subject, sums(2), subject.reward_funcs[0], seed=3)
     return Sampled.drawn
@@ -124,7 +132,7 @@ def drawn(folder: Path) -> list[float]:
 
 def answers(folder: Path) -> dict[str, Any]:
     """The evaluations of single answers, by the number of prompts; and of a reward that fails on one process."""
-    subject = answer_trainer(folder, learning_rate=0.0, max_steps=1, **ON_CPU)
+    subject = made(answer_trainer, folder, learning_rate=0.0, max_steps=1)
     subject.train()  # shards the model, and leaves it as it is
     ranks = evaluation_ranks(subject.accelerator)
     with ready_to_generate(subject) as policy:
@@ -135,7 +143,7 @@ def answers(folder: Path) -> dict[str, Any]:
 
 def crash(folder: Path) -> None:
     """An evaluation in which generation itself fails on the second process."""
-    subject = answer_trainer(folder, max_steps=1, **ON_CPU)
+    subject = made(answer_trainer, folder, max_steps=1)
     subject.train()
     with ready_to_generate(subject) as policy:
         if PartialState().process_index == 1:
@@ -158,7 +166,7 @@ def evaluated(policy: Any, count: int, ranks: EvaluationRanks | None, reward: An
 
 def failed_training(folder: Path) -> str:
     """What ends a run whose reward function fails on one process."""
-    subject = answer_trainer(folder, **ON_CPU)
+    subject = made(answer_trainer, folder)
     subject.reward_funcs = [failing]
     return message_of(subject.train)
 
