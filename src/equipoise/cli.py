@@ -57,6 +57,9 @@ COMMANDS = {
     "doctor": Command("doctor:doctor", "what is wrong with a run, a configuration or a model, and what to change"),
 }
 
+IN_SEVERAL_PROCESSES = ("train",)
+"""What `accelerate launch` may start in more than one."""
+
 EXAMPLES = """\
 examples:
   equipoise quickstart                         everything once, on a laptop, in minutes
@@ -107,6 +110,7 @@ def _run(words: list[str]) -> int:
         return 0
     if name not in COMMANDS:
         raise InputError(f"command {name!r} is not known{did_you_mean(name, COMMANDS)}; see equipoise --help")
+    _check_processes(f"{name} --smoke" if "--smoke" in rest else name)
     module_name, function = COMMANDS[name].function.split(":")
     module = importlib.import_module(f"equipoise.commands.{module_name}")
     command = getattr(module, function)
@@ -118,6 +122,15 @@ def _run(words: list[str]) -> int:
         return int(ended.code or 0)
     result = command(*given)
     return result if isinstance(result, int) else 0
+
+
+def _check_processes(name: str) -> None:
+    """Refuses a command that would do everything once in each of several processes, and write the same files."""
+    count = os.environ.get("WORLD_SIZE", "1")
+    if "RANK" in os.environ and count.isdecimal() and int(count) > 1 and name not in IN_SEVERAL_PROCESSES:
+        raise InputError(
+            f"equipoise {name} runs in one process, got WORLD_SIZE={count}: start it without accelerate launch"
+        )
 
 
 def _help() -> str:

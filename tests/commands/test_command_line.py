@@ -246,3 +246,19 @@ def test_a_report_loads_neither_trl_nor_transformers(tmp_path):
 def test_a_report_from_python(tmp_path):
     page = report(ReportOptions(runs=(small_run(tmp_path / "run"),), output=tmp_path / "page.html", title="Mine"))
     assert "Mine" in page.read_text()
+
+
+@pytest.mark.parametrize("name", [*sorted(COMMANDS), "train --smoke"])
+def test_only_training_is_begun_in_several_processes(name, refused, monkeypatch, capsys):
+    """Any other command would do everything in each of them, and all would write the same files."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    if name == "train":
+        assert main([name, "--help"]) == 0
+        return
+    command, *flags = name.split()
+    assert refused(command, [*NEEDED.get(name, []), *flags]) == (
+        f"equipoise: equipoise {name} runs in one process, got WORLD_SIZE=2: start it without accelerate launch"
+    )
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert main([command, "--help"]) == 0

@@ -1,6 +1,7 @@
 """Episodes in training: whose tokens count, steps side by side, failures that do not end the run, evaluation."""
 
 import json
+import pickle
 import threading
 import time
 
@@ -14,7 +15,7 @@ from equipoise.models.warm_starts import calculator_tokenizer
 from equipoise.tasks.environments import EpisodeLimits, EpisodeReward, EpisodesFailedError
 from equipoise.tasks.environments.calculator import Calculator, CalculatorReward
 from equipoise.trl import run
-from equipoise.trl.episodes import Transcript, evaluate_episodes
+from equipoise.trl.episodes import Transcript, evaluate_episodes, neutral_rewards
 
 pytestmark = pytest.mark.filterwarnings("ignore::trl.import_utils.TRLExperimentalWarning")
 
@@ -216,6 +217,32 @@ def test_messages_that_are_no_calls_begin_nothing():
     transcript = Transcript([{"role": "assistant", "content": "42"}], None, 4)
     transcript.append({"role": "assistant", "tool_calls": [{"type": "function"}]})
     assert len(transcript) == 2
+
+
+def test_a_transcript_travels_to_other_processes_as_a_plain_list(tmp_path):
+    subject = episode_trainer(tmp_path)
+    rollout(subject)
+    messages = [{"role": "assistant", "content": "42"}]
+    copy = pickle.loads(pickle.dumps([Transcript(messages, subject.environments[0], 4)]))
+    assert copy == [messages]
+    assert type(copy[0]) is list
+
+
+def test_failed_episodes_are_neutral_in_groups_of_the_rows_that_all_ranks_gather():
+    reward = EpisodeReward()
+    reward.last_scores = [None, 1.0]  # of this rank
+    gathered = torch.tensor([torch.nan, 1.0, 0.5, torch.nan, torch.nan, torch.nan, torch.nan, torch.nan])
+    seen = []
+
+    def gather(own):
+        seen.append(own.tolist())
+        return gathered.double()
+
+    rewards = torch.tensor([[0.0, 9.0], [1.0, 8.0], [0.5, 7.0], [0.5, 6.0]] + [[5.0, 5.0]] * 4)
+    neutral = neutral_rewards(rewards, [reward, print], 4, gather)
+    assert seen[0] == pytest.approx([torch.nan, 1.0], nan_ok=True)
+    assert neutral[:, 0].tolist() == [0.75, 1.0, 0.5, 0.75, 0.0, 0.0, 0.0, 0.0]
+    assert torch.equal(neutral[:, 1], rewards[:, 1])
 
 
 def test_evaluation_leaves_the_training_as_it_is(tmp_path):

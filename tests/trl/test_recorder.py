@@ -45,12 +45,22 @@ def test_only_updates_have_a_line_and_only_the_main_process_writes(tmp_path):
     [(3, 0, [0, 3, 6, 8]), (0, 0, [8]), (4, 0, [0, 4, 8]), (3, 3, [0, 3, 6, 8]), (3, 4, [0, 3, 6, 8])],
 )
 def test_evaluations_before_in_between_and_after_also_of_a_resumed_run(tmp_path, every, start, expected):
-    waits = []
-    evaluation = HeldOutEvaluation(tmp_path, dict, every, lambda: waits.append(1))
+    """On every process, as they share the work; one writes."""
+    evaluated = {True: [], False: []}
     if start:  # what an interrupted run left, with an evaluation that the resumed one makes again
         (tmp_path / "evaluation.jsonl").write_text('{"update": 0}\n{"update": 3}\n{"update": 6}\n')
-    evaluation.on_train_begin(None, at(start), None)
-    for update in range(start + 1, 9):
-        evaluation.on_step_end(None, at(update), None)
-    assert [line["update"] for line in lines(tmp_path / "evaluation.jsonl")] == expected
-    assert len(waits) == len([update for update in expected if update > start or not start])
+    for main in (False, True):
+
+        def evaluate(main=main):
+            evaluated[main].append(len(evaluated[main]))
+            return {"number": evaluated[main][-1], "by_main": main}
+
+        evaluation = HeldOutEvaluation(tmp_path, evaluate, every)
+        evaluation.on_train_begin(None, at(start, main=main), None)
+        for update in range(start + 1, 9):
+            evaluation.on_step_end(None, at(update, main=main), None)
+    written = lines(tmp_path / "evaluation.jsonl")
+    assert [line["update"] for line in written] == expected
+    made = [line for line in written if line["update"] > start or not start]
+    assert [line["number"] for line in made] == evaluated[True] == evaluated[False]
+    assert all(line["by_main"] for line in made)

@@ -5,7 +5,8 @@ RUN/resolved.yaml     every setting in force
 RUN/environment.json  versions, machine, command, seed
 RUN/metrics.jsonl     one line per update
 RUN/evaluation.jsonl  one line per evaluation on held-out data
-RUN/failed_episodes.jsonl  episodes that an environment spoiled, with the cause; only where there are any
+RUN/failed_episodes.jsonl  episodes that an environment spoiled, with the cause; only where there are any. Of several
+                      processes each has a file: failed_episodes_1.jsonl is that of the second
 RUN/tokens/           token records, with record_tokens
 RUN/checkpoint-N/     to resume from
 RUN/model/            the trained model, once the run is complete
@@ -17,7 +18,6 @@ from equipoise.errors import InputError
 
 CONFIG_FILE, RESOLVED_FILE, ENVIRONMENT_FILE = "config.yaml", "resolved.yaml", "environment.json"
 METRICS_FILE, EVALUATION_FILE = "metrics.jsonl", "evaluation.jsonl"
-FAILED_EPISODES_FILE = "failed_episodes.jsonl"
 RECORDS_FOLDER, MODEL_FOLDER = "tokens", "model"
 
 CHECKPOINT_PREFIX = "checkpoint-"  # the name is transformers'
@@ -39,6 +39,11 @@ def is_run_folder(name: str | Path) -> bool:
 def checkpoint_folder(run_folder: str | Path, update: int) -> Path:
     """Where the checkpoint after an update lies."""
     return Path(run_folder) / f"{CHECKPOINT_PREFIX}{update}"
+
+
+def failed_episodes_file(rank: int) -> str:
+    """In a run folder: the episodes of one process that an environment spoiled; two writers would mix their lines."""
+    return f"failed_episodes_{rank}.jsonl" if rank else "failed_episodes.jsonl"
 
 
 def rollout_file(rank: int) -> str:

@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from equipoise.diagnostics.estimators import bootstrap_interval, distinct_at_k, pass_at_k
 from equipoise.errors import InputError, require
 from equipoise.files import write_at_once
+from equipoise.models.evaluation_ranks import EvaluationRanks, seed_of
 from equipoise.models.loading import encoded_prompt
 from equipoise.models.randomness import seeded
 from equipoise.models.sampling import Completion, Sampler, evaluation_mode, rewards_of
@@ -107,11 +108,14 @@ def evaluate_policy(
     progress: bool = True,
     greedy: bool = True,
     template_kwargs: Mapping[str, Any] | None = None,
+    ranks: EvaluationRanks | None = None,
 ) -> Evaluation:
     """Accuracy and diversity of a policy on the prompts of a data set.
 
     Samples come from the plain softmax at `temperature` (no top-k, top-p or penalty). The numbers are reproducible for
-    one seed and batch size on one machine.
+    one seed and batch size on one machine. Several ranks share the prompts, and all return the evaluation of all: each
+    sample then has a seed of its own, so that two ranks and eight draw the same ones; greedy completions are those of
+    one process.
 
     Args:
         model: a transformers model for causal language modelling, on its device.
@@ -128,21 +132,26 @@ def evaluate_policy(
         progress: show a progress bar with the time left on stderr.
         greedy: evaluate the greedy completion of every prompt as well.
         template_kwargs: what the chat template is told beside the messages, as in training.
+        ranks: that share the prompts, each of which has to call this; None: one process has them all.
 
     Raises:
         InputError: when the data set is empty or a number is out of range, the tokenizer has no chat template for chat
             messages, or a prompt cannot be encoded.
     """
+    ranks = ranks or EvaluationRanks()
     check_settings(dataset, num_samples, ks, temperature, max_new_tokens, batch_size)
     numbered = enumerate(dataset["prompt"], start=1)
     prompt_ids = [encoded_prompt(tokenizer, prompt, row, template_kwargs) for row, prompt in numbered]
-    sampler = Sampler(model, tokenizer, max_new_tokens, batch_size)
-    num_sequences = len(prompt_ids) * (num_samples + greedy)
-    bar = progress_bar("evaluate", num_sequences, "completion", shown=progress)
+    own = ranks.part(len(prompt_ids))
+    seeds = [seed_of(seed, row, number) for row in own for number in range(num_samples)] if ranks.own_seeds else None
+    sampler = Sampler(model, tokenizer, max_new_tokens, batch_size, ranks=ranks)
+    bar = progress_bar("evaluate", len(own) * (num_samples + greedy), "completion", shown=progress and ranks.rank == 0)
     with bar, evaluation_mode(model), seeded(seed):
         records = sample_records(
-            sampler, dataset, prompt_ids, reward, num_samples, temperature, greedy, correct_at, bar.update
-        )
+            sampler, dataset.select(own), [prompt_ids[row] for row in own], reward, num_samples, temperature, greedy,
+            correct_at, bar.update, seeds=seeds, ranks=ranks,
+        )  # fmt: skip
+    records = ranks.merged(records)
     return summary(records, ks, temperature=temperature, seed=seed)
 
 
@@ -156,6 +165,9 @@ def sample_records(
     greedy: bool,
     correct_at: float,
     done: Callable[[int], Any],
+    *,
+    seeds: list[int] | None = None,
+    ranks: EvaluationRanks | None = None,
 ) -> list[dict[str, Any]]:
     """One record per prompt: prompt, answer, greedy, completions; each of these with its verdict and its reason.
 
@@ -169,11 +181,16 @@ def sample_records(
         greedy: sample the greedy completion as well, first.
         correct_at: a completion is correct when its reward is at least this.
         done: told the size of each batch.
+        seeds: of the samples, `num_samples` for each prompt; None: they follow from torch's generator.
+        ranks: that do the same with other prompts at the same time.
     """
-    best = sampler.completions(prompt_ids, None, done) if greedy else []
-    best_verdicts = _verdicts(reward, dataset, best, 1, correct_at)
-    sampled = sampler.completions([ids for ids in prompt_ids for _ in range(num_samples)], temperature, done)
-    verdicts = _verdicts(reward, dataset, sampled, num_samples, correct_at)
+    ranks = ranks or EvaluationRanks()
+    best = ranks.generated(lambda: sampler.completions(prompt_ids, None, done)) if greedy else []
+    best_verdicts = ranks.agreed(lambda: _verdicts(reward, dataset, best, 1, correct_at))
+    repeated = [ids for ids in prompt_ids for _ in range(num_samples)]
+    more = {} if seeds is None else {"seeds": seeds}
+    sampled = ranks.generated(lambda: sampler.completions(repeated, temperature, done, **more))
+    verdicts = ranks.agreed(lambda: _verdicts(reward, dataset, sampled, num_samples, correct_at))
     greedy_records = [_record(*pair) for pair in zip(best, best_verdicts, strict=True)] or [None] * len(dataset)
     records = [_record(*pair) for pair in zip(sampled, verdicts, strict=True)]
     answers = dataset["answer"] if "answer" in dataset.column_names else [None] * len(dataset)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from datasets import Dataset
@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
 
 from equipoise.errors import InputError
+from equipoise.models.evaluation_ranks import EvaluationRanks
 from equipoise.tasks.task import RewardFunction
 
 
@@ -43,6 +44,35 @@ class EntropyRecorder(LogitsProcessor):
         return scores
 
 
+class RowNoise(LogitsProcessor):
+    """Makes of greedy generation sampling in which each row has randomness of its own, whatever else is in the batch.
+
+    The largest of scores / temperature + Gumbel noise is a sample of softmax(scores / temperature).
+
+    Args:
+        seeds: of the rows.
+        temperature: > 0.
+        device: of the scores.
+    """
+
+    def __init__(self, seeds: list[int], temperature: float, device: torch.device) -> None:
+        self.temperature = temperature
+        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """The scores with noise, [batch, vocabulary].
+
+        Raises:
+            RuntimeError: NaN or +inf among the scores, which torch's own sampling refuses as well.
+        """
+        if scores.isnan().any() or scores.isposinf().any():
+            raise RuntimeError("the logits of the model hold NaN or infinity: nothing can be sampled from them")
+        noise = torch.empty_like(scores, dtype=torch.float32)
+        for row, generator in zip(noise, self.generators, strict=True):
+            row.exponential_(generator=generator)
+        return scores.float() / self.temperature - noise.log()
+
+
 class Sampler:
     """Batches of completions of one model, in the order of their prompts.
 
@@ -52,6 +82,7 @@ class Sampler:
         max_new_tokens: longest completion.
         batch_size: sequences at once.
         measures_entropy: note the entropy of sampled (not of greedy) completions.
+        ranks: that sample at the same time; where they have to generate in step, all have to ask for completions.
     """
 
     def __init__(
@@ -62,7 +93,9 @@ class Sampler:
         batch_size: int,
         *,
         measures_entropy: bool = False,
+        ranks: EvaluationRanks | None = None,
     ) -> None:
+        self.ranks = ranks or EvaluationRanks()
         self.model, self.tokenizer, self.measures_entropy = model, tokenizer, measures_entropy
         self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
         self.eos_ids = _eos_ids(model, tokenizer)
@@ -70,20 +103,38 @@ class Sampler:
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.eos_ids[0]
 
     def completions(
-        self, prompt_ids: list[list[int]], temperature: float | None, done: Callable[[int], Any]
+        self,
+        prompt_ids: list[list[int]],
+        temperature: float | None,
+        done: Callable[[int], Any],
+        seeds: list[int] | None = None,
     ) -> list[Completion]:
-        """One completion per prompt, greedy where the temperature is None; `done` is told the size of each batch."""
+        """One completion per prompt, greedy where the temperature is None; `done` is told the size of each batch.
+
+        Args:
+            prompt_ids: encoded prompts.
+            temperature: of sampling.
+            done: see above.
+            seeds: of each completion, which then follows from its prompt and seed alone; None: torch's generator.
+        """
         # Prompts of like length share a batch, the longest first: memory runs out at once or not at all.
         order = sorted(range(len(prompt_ids)), key=lambda index: -len(prompt_ids[index]))
         completions: dict[int, Completion] = {}
-        for begin in range(0, len(order), self.batch_size):
-            batch = order[begin : begin + self.batch_size]
-            generated, entropies = self._generate([prompt_ids[index] for index in batch], temperature)
+        batches = [order[begin : begin + self.batch_size] for begin in range(0, len(order), self.batch_size)]
+        # Where the model is sharded, this rank is needed by the one that has most to do.
+        most = max(self.ranks.gather(len(batches))) if self.ranks.in_step else len(batches)
+        for batch in batches:
+            own_seeds = None if seeds is None else [seeds[index] for index in batch]
+            generated, entropies = self._generate([prompt_ids[index] for index in batch], temperature, own_seeds)
             completions.update(zip(batch, map(self._completion, generated, entropies), strict=True))
             done(len(batch))
+        for _ in range(most - len(batches)):
+            self._generate([[cast(int, self.pad_id)]], temperature, None if seeds is None else [0])
         return [completions[index] for index in range(len(prompt_ids))]
 
-    def _generate(self, prompt_ids: list[list[int]], temperature: float | None) -> tuple[list[list[int]], list]:
+    def _generate(
+        self, prompt_ids: list[list[int]], temperature: float | None, seeds: list[int] | None
+    ) -> tuple[list[list[int]], list]:
         """Token ids after the prompts, which are padded on the left; rows end in padding where they stopped early.
 
         And for each row the entropies of its steps, or None.
@@ -93,7 +144,10 @@ class Sampler:
         mask = torch.tensor([[0] * (length - len(ids)) + [1] * len(ids) for ids in prompt_ids])
         device = self.model.device
         recorder = EntropyRecorder(temperature) if self.measures_entropy and temperature is not None else None
-        extra = {} if recorder is None else {"logits_processor": LogitsProcessorList([recorder])}
+        processors = [] if recorder is None else [recorder]
+        if seeds is not None and temperature is not None:
+            processors, temperature = [*processors, RowNoise(seeds, temperature, device)], None
+        extra = {"logits_processor": LogitsProcessorList(processors)} if processors else {}
         output = self.model.generate(
             input_ids=padded.to(device),
             attention_mask=mask.to(device),

@@ -66,13 +66,13 @@ class HeldOutEvaluation(TrainerCallback):
 
     Args:
         folder: the run folder.
-        evaluate: returns the evaluation of the current policy as a JSON-able mapping; called on the main process only.
+        evaluate: returns the evaluation of the current policy as a JSON-able mapping; called on every process at the
+            same time, as they share the prompts, or each holds a part of the model.
         every: updates between evaluations; 0 for the last only.
-        wait: called by all processes after an evaluation.
     """
 
-    def __init__(self, folder: Path, evaluate: Callable[[], dict[str, Any]], every: int, wait: Callable[[], None]):
-        self.lines, self.evaluate, self.every, self.wait = JsonLines(folder / EVALUATION_FILE), evaluate, every, wait
+    def __init__(self, folder: Path, evaluate: Callable[[], dict[str, Any]], every: int):
+        self.lines, self.evaluate, self.every = JsonLines(folder / EVALUATION_FILE), evaluate, every
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
@@ -86,9 +86,9 @@ class HeldOutEvaluation(TrainerCallback):
             self._run(state)
 
     def _run(self, state) -> None:
+        values = self.evaluate()
         if state.is_world_process_zero:
-            self.lines.append({"update": state.global_step, **self.evaluate()})
-        self.wait()
+            self.lines.append({"update": state.global_step, **values})
 
 
 class ProgressBar(TrainerCallback):

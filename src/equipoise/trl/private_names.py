@@ -35,12 +35,13 @@ METHODS = (
         ("inputs",),
     ),
     PrivateName(
-        "_calculate_rewards", GRPO, "overridden", "rewards in token records, on one process as on many",
+        "_calculate_rewards", GRPO, "overridden; ends with one gather",
+        "rewards in token records, on one process as on many; a reward that fails on one of several processes hangs",
         ("inputs", "prompts", "completions", "completion_ids_list"),
     ),
     PrivateName(
-        "_generate_single_turn", GRPO, "overridden; called to continue partial rollouts",
-        "partial rollouts; the log-probs of the sampler",
+        "_generate_single_turn", GRPO, "overridden; called for partial rollouts, and in turns of other processes",
+        "partial rollouts; the log-probs of the sampler; episodes of sharded models hang",
         ("prompt_ids", "images", "multimodal_fields", "num_generations", "has_tool_images"),
     ),
     PrivateName(

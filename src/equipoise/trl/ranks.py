@@ -4,8 +4,11 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
+from trl.distributed import DistributedBackend
 
+from equipoise.models.evaluation_ranks import EvaluationRanks
 from equipoise.steering.ranks import Ranks
 
 
@@ -19,6 +22,25 @@ def accelerator_ranks(accelerator: Accelerator) -> Ranks:
         return gathered_rows(rows, accelerator)
 
     return Ranks(all_reduce, all_gather, accelerator.process_index)
+
+
+def is_sharded(accelerator: Any) -> bool:
+    """Whether no process holds the whole model, so that all have to make a forward pass for one to make it."""
+    backend = DistributedBackend(accelerator)
+    return backend.is_fsdp or backend.is_zero3
+
+
+def evaluation_ranks(accelerator: Any) -> EvaluationRanks:
+    """All processes of a run, sharing an evaluation."""
+    if accelerator.num_processes == 1:
+        return EvaluationRanks()
+    return EvaluationRanks(
+        accelerator.process_index,
+        accelerator.num_processes,
+        lambda value: gather_object([value]),
+        in_step=is_sharded(accelerator),
+        own_seeds=True,
+    )
 
 
 def gathered_rows(rows: Tensor, accelerator: Any) -> list[Tensor]:

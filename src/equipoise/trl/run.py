@@ -28,10 +28,10 @@ import equipoise
 from equipoise.diagnostics.run_folder import (
     CONFIG_FILE,
     ENVIRONMENT_FILE,
-    FAILED_EPISODES_FILE,
     METRICS_FILE,
     MODEL_FOLDER,
     RESOLVED_FILE,
+    failed_episodes_file,
     is_run_folder,
     latest_checkpoint,
 )
@@ -48,6 +48,8 @@ from equipoise.trl.callbacks import HeldOutEvaluation, MetricsRecorder, Progress
 from equipoise.trl.config import EquipoiseConfig
 from equipoise.trl.episodes import evaluate_episodes
 from equipoise.trl.keys import build, read_config
+from equipoise.trl.ranks import evaluation_ranks
+from equipoise.trl.sharding import ready_to_generate
 from equipoise.trl.trainer import EquipoiseTrainer
 
 logger = logging.getLogger("equipoise")
@@ -235,12 +237,11 @@ def _add_callbacks(trainer: EquipoiseTrainer, settings: RunSettings, task: Task)
     if not config.disable_tqdm:
         trainer.add_callback(ProgressBar(folder.name))
     if isinstance(task.reward, EpisodeReward):
-        task.reward.record = folder / FAILED_EPISODES_FILE
+        task.reward.record = folder / failed_episodes_file(trainer.accelerator.process_index)
     held_out = _held_out(trainer, settings, task)
     if held_out is not None:
         evaluate = functools.partial(_evaluate, trainer, settings, task, held_out)
-        wait = trainer.accelerator.wait_for_everyone
-        trainer.add_callback(HeldOutEvaluation(folder, evaluate, settings.evaluate_every, wait))
+        trainer.add_callback(HeldOutEvaluation(folder, evaluate, settings.evaluate_every))
 
 
 def _held_out(trainer: EquipoiseTrainer, settings: RunSettings, task: Task) -> Dataset | None:
@@ -249,9 +250,6 @@ def _held_out(trainer: EquipoiseTrainer, settings: RunSettings, task: Task) -> D
         if settings.evaluate_every:
             raise InputError("evaluate_every needs held-out data: give eval_task or eval_dataset")
         return None
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        logger.warning("Sharded model: evaluate after training with `equipoise evaluate %s`.", trainer.args.output_dir)
-        return None
     most = len(task.held_out) if settings.evaluate_prompts is None else settings.evaluate_prompts
     return task.held_out.select(range(min(most, len(task.held_out))))
 
@@ -259,20 +257,23 @@ def _held_out(trainer: EquipoiseTrainer, settings: RunSettings, task: Task) -> D
 def _evaluate(trainer: EquipoiseTrainer, settings: RunSettings, task: Task, held_out: Dataset) -> dict[str, Any]:
     config = trainer.args
     if task.environment_factory is not None:
-        return evaluate_episodes(trainer, held_out, task.evaluation_reward, seed=config.seed)
-    return evaluate_policy(
-        trainer.accelerator.unwrap_model(trainer.model),
-        trainer.processing_class,
-        held_out,
-        task.evaluation_reward,
-        num_samples=settings.evaluate_samples,
-        ks=settings.evaluate_k,
-        temperature=config.temperature,
-        max_new_tokens=task.max_completion_length or config.max_completion_length,
-        seed=config.seed,
-        progress=not config.disable_tqdm,
-        template_kwargs=template_settings(config.chat_template_kwargs),
-    ).as_dict()
+        shown = not config.disable_tqdm
+        return evaluate_episodes(trainer, held_out, task.evaluation_reward, seed=config.seed, progress=shown)
+    with ready_to_generate(trainer) as model:
+        return evaluate_policy(
+            model,
+            trainer.processing_class,
+            held_out,
+            task.evaluation_reward,
+            num_samples=settings.evaluate_samples,
+            ks=settings.evaluate_k,
+            temperature=config.temperature,
+            max_new_tokens=task.max_completion_length or config.max_completion_length,
+            seed=config.seed,
+            progress=not config.disable_tqdm,
+            template_kwargs=template_settings(config.chat_template_kwargs),
+            ranks=evaluation_ranks(trainer.accelerator),
+        ).as_dict()
 
 
 def _write_settings(folder: Path, values: dict[str, Any], config: EquipoiseConfig) -> None:

@@ -1,14 +1,19 @@
 """What accelerate does to a sharded run that this trainer cannot take, mended where possible, else refused."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, cast
 
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, str_to_bool
 from transformers import TrainingArguments
+from trl.distributed import DistributedBackend
+from trl.models.utils import unwrap_model_for_generation
 
 from equipoise.errors import InputError
+from equipoise.trl.ranks import is_sharded
 
 
 def shard_on_cpu(args: TrainingArguments) -> None:
@@ -62,6 +67,25 @@ def check_savable(accelerator: Accelerator) -> None:
             "DeepSpeed ZeRO-3 needs zero3_save_16bit_model: true in the accelerate configuration: without it there is "
             "no whole model to save"
         )
+
+
+@contextmanager
+def ready_to_generate(trainer: Any) -> Iterator[Any]:
+    """The policy, whose `generate` may be called within the block; under sharding on all processes at once."""
+    accelerator, args = trainer.accelerator, trainer.args
+    if not is_sharded(accelerator):
+        yield accelerator.unwrap_model(trainer.model)
+        return
+    with (
+        unwrap_model_for_generation(
+            trainer.model_wrapped,
+            accelerator,
+            gather_deepspeed3_params=args.ds3_gather_for_generation,
+            gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs,
+        ) as model,
+        DistributedBackend(accelerator).summon_full_params(trainer.model_wrapped, recurse=False),
+    ):
+        yield model
 
 
 def _asked(variable: str) -> bool:

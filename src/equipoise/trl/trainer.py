@@ -39,7 +39,9 @@ from equipoise.trl.resumable import ResumableTrainer
 from equipoise.trl.reward_checks import check_rewards, without_noise
 from equipoise.trl.seams import EpochSampler, OutputRecorder
 from equipoise.trl.sharding import check_savable, keep_float32_outputs, shard_on_cpu
+from equipoise.trl.shared_rewards import shared_rewards
 from equipoise.trl.token_recording import TokenRecording
+from equipoise.trl.turns import Turns
 from equipoise.types import TokenStatistics
 
 logger = logging.getLogger("equipoise")
@@ -83,6 +85,7 @@ class EquipoiseTrainer(ResumableTrainer):
         )
         if self.asymmetry_map is not None:
             self.add_callback(self.asymmetry_map)
+        self._turns = Turns(self)
         self._update: Update | None = None
         self._rollout_step = 0  # the policy version, in updates, that sampled the rollout batch in use
         self._rollout_reward = math.nan
@@ -124,13 +127,14 @@ class EquipoiseTrainer(ResumableTrainer):
             batch["advantages"] = without_noise(batch["advantages"], self._rewards, self.num_generations, rank)
         return batch
 
-    def _calculate_rewards(self, *args, **kwargs):
-        self._rewards: Tensor = super()._calculate_rewards(*args, **kwargs)
+    def _calculate_rewards(self, inputs, prompts, *args):
+        score = functools.partial(super()._calculate_rewards, inputs, prompts, *args)
+        self._rewards: Tensor = shared_rewards(self, score, len(prompts))
         check_rewards(self._rewards, self.reward_weights, self.reward_func_names)
         return self._rewards
 
     def _generate_single_turn(self, prompt_ids, *args, **kwargs):
-        sample = super()._generate_single_turn
+        sample = functools.partial(self._turns.sample, super()._generate_single_turn)
         if self.off_policy is None or not self.model.training:
             return sample(prompt_ids, *args, **kwargs)
         return self.off_policy.generate(sample, prompt_ids, *args, **kwargs)
@@ -139,7 +143,8 @@ class EquipoiseTrainer(ResumableTrainer):
         if self.environments:
             most = self.max_tool_calling_iterations
             completions = [Transcript(*pair, most) for pair in zip(completions, self.environments, strict=True)]
-        return super()._tool_call_loop(prompts, prompt_ids, completion_ids, completions, *args)
+        with self._turns.loop(super()._generate_single_turn, prompt_ids[0]):
+            return super()._tool_call_loop(prompts, prompt_ids, completion_ids, completions, *args)
 
     def _get_train_sampler(self, dataset=None) -> Sampler:
         sampler = super()._get_train_sampler(dataset)
