@@ -1,6 +1,7 @@
 # make quickstart   warm start, two runs, evaluation, a table and a picture (runs/quickstart)
 # make test         the tests
 # make test-fast    those of them that take no more than a few seconds each, in one process each
+# make test-trl TRL=../trl   TRL's own tests of its GRPO trainer, from a checkout, on its trainer and on ours
 # All make .venv and install into it; the second time they start at once.
 
 PYTHON ?= python3.11
@@ -12,7 +13,7 @@ DEV := $(VENV)/.installed-dev
 # Threads of a tiny model on a few busy cores only wait for each other.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart test test-fast lint clean
+.PHONY: quickstart test test-fast test-trl lint clean
 
 quickstart: $(RUN)
 	$(BIN)/equipoise quickstart
@@ -25,6 +26,9 @@ test: $(DEV)
 
 test-fast: $(DEV)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not distributed and not browser"
+
+test-trl: $(DEV)
+	PYTHONPATH=tests/support $(BIN)/python -m trl_suite $(TRL)
 
 lint: $(DEV)
 	$(BIN)/ruff check .
