@@ -2,17 +2,20 @@
 # make test         the tests
 # make test-fast    those of them that take no more than a few seconds each, in one process each
 # All make .venv and install into it; the second time they start at once.
+# make test-vllm    tests with vLLM itself, on a CPU, in an environment of its own (.venv-vllm)
 
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
+VLLM := .venv-vllm
+VLLM_BIN := $(VLLM)/bin
 
 # Threads of a tiny model on a few busy cores only wait for each other.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart test test-fast lint clean
+.PHONY: quickstart test test-fast test-vllm lint clean
 
 quickstart: $(RUN)
 	$(BIN)/equipoise quickstart
@@ -25,6 +28,11 @@ test: $(DEV)
 
 test-fast: $(DEV)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not distributed and not browser"
+
+# Here the tests are not skipped: without vLLM the import fails first.
+test-vllm: $(VLLM)/.installed
+	$(VLLM_BIN)/python -c "import vllm"
+	$(VLLM_BIN)/python -m pytest tests/vllm
 
 lint: $(DEV)
 	$(BIN)/ruff check .
@@ -44,5 +52,11 @@ $(DEV): $(RUN)
 	$(INSTALL) -e ".[dev]"
 	@touch $@
 
+$(VLLM)/.installed: pyproject.toml constraints-vllm.txt
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r constraints-vllm.txt
+	$(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VLLM)

@@ -1,7 +1,8 @@
 """An independent witness of off-policy training: what every policy was, and what it would have given its tokens."""
 
 import torch
-from trainer_setup import prompts, tiny_model, trainer
+from trainer_setup import prompts, trainer
+from transformers import LlamaForCausalLM
 
 from equipoise.trl import EquipoiseTrainer
 
@@ -48,7 +49,7 @@ class Witness(EquipoiseTrainer):
 
     def _copy(self):
         """The policy without TRL's and our changes to its forward pass."""
-        plain = tiny_model()
+        plain = LlamaForCausalLM(self.model.config)
         plain.load_state_dict(self.model.state_dict())
         return plain.eval()
 

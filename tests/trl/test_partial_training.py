@@ -167,6 +167,7 @@ class FakeVLLM:
     def __init__(self, model, *, missing=False):
         self.model, self.missing = model, missing
         self.max_completion_length = 8
+        self.enable_sleep_mode = False
         self.most: list[int] = []
         self.num_generations: list[int] = []
 
