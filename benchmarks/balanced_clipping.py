@@ -136,7 +136,7 @@ def step(num_updates):
         for label, keys in STEPS.items():
             values = recipe | {"model": str(folder / "base"), "output_dir": str(folder / label), "disable_tqdm": True}
             values |= {"max_steps": num_updates, "save_strategy": "no", "evaluate_every": 0} | keys
-            trainer = run._prepare(*build(checked_keys(values, "")))
+            trainer = run._prepare(*build(checked_keys(values, "")), extra_rewards=(), on_model=None)
             trainer.callback_handler.callbacks = [
                 c for c in trainer.callback_handler.callbacks if "HeldOut" not in str(c)
             ]

@@ -65,3 +65,21 @@ def test_when_every_sequence_ends_early_there_is_one_number_per_column():
         ids, sequences = generated(model, 5.0, 40)
     assert recorded[0].shape == (16, sequences.shape[1] - ids.shape[1])
     assert recorded[0].isfinite().all()
+
+
+def test_a_generate_of_the_instance_is_used_and_given_back():
+    """transformers sets one on a model that FSDP2 shards: without it the shards would not be gathered."""
+    model, calls = tiny_model().eval(), []
+    of_class = model.generate
+
+    def of_instance(*args, **kwargs):
+        calls.append(1)
+        return of_class(*args, **kwargs)
+
+    model.generate = of_instance
+    for _ in range(2):
+        with recorded_generation(model, 1.0) as recorded:
+            generated(model, 1.0, 3)
+        assert len(recorded) == 1
+        assert model.generate is of_instance
+    assert len(calls) == 2

@@ -58,6 +58,7 @@ def config(folder, **settings) -> EquipoiseConfig:
         "max_completion_length": 8,
         "learning_rate": 1e-2,
         "max_steps": 4,
+        "logging_steps": 1,
         "lr_scheduler_type": "constant",
         "save_strategy": "no",
         "disable_tqdm": True,

@@ -56,7 +56,8 @@ REFUSED = [
     ({"papo_warmup_updates": 0}, "papo_warmup_updates must be >= 1 when reference_entropy is not given"),
     ({"bapo_scope": "microbatch"}, "bapo_scope must be one of 'update', 'lagged', got bapo_scope='microbatch'"),
     ({"clipping": "balanced", "loss_type": "cispo"}, "clipping='balanced' needs a loss that clips from both sides"),
-    ({"clipping": "balanced", "delta": 2.0}, "clipping='balanced' and delta=2.0 both bound the ratios"),
+    ({"clipping": "balanced", "delta": 2.0}, r"delta >= the end of bapo_high, got delta=2.0, bapo_high=\[1.2, 3.0\]"),
+    ({"clipping": "balanced", "delta": 4.0, "bapo_measure": "surrogate"}, "delta=4.0 does not go with bapo_measure"),
     (
         {"clipping": "balanced", "gradient_accumulation_steps": 4, "steps_per_generation": 3, "num_iterations": 2},
         r"gradient_accumulation_steps=4 must divide steps_per_generation \* num_iterations = 3 \* 2 = 6",
@@ -148,3 +149,19 @@ def test_settings_reach_the_controller(tmp_path):
     assert (controller.strength, controller.smoothing, controller.slow_smoothing) == (0.3, 0.5, 0.8)
     assert (controller.warmup_updates, controller.reference_entropy, controller.release_after) == (2, 0.7, 0.6)
     assert config(tmp_path).polarity_controller() is None
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [{"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1}, {"repetition_penalty": 1.1}, {"top_p": 0.9, "top_k": 5}],
+    ids=str,
+)
+def test_a_truncated_softmax_is_warned_of(tmp_path, caplog, cut):
+    config(tmp_path, **cut)
+    [warning] = [r.getMessage() for r in caplog.records if "plain one" in r.getMessage()]
+    assert all(f"{name}={value}" in warning for name, value in cut.items())
+
+
+def test_the_plain_softmax_is_not(tmp_path, caplog):
+    config(tmp_path, top_p=1.0, top_k=0, min_p=0.0, repetition_penalty=1.0)
+    assert "plain one" not in caplog.text

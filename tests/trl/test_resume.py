@@ -7,15 +7,24 @@ import pytest
 import torch
 from resume_setup import SETTINGS, history, weights
 from trainer_setup import prompts, trainer
-from trl import GRPOTrainer
+from transformers import TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
 
-from equipoise.diagnostics.run_folder import CHECKPOINT_MARKER, latest_checkpoint
+from equipoise.diagnostics.run_folder import CHECKPOINT_BEGUN, CHECKPOINT_MARKER, latest_checkpoint
 from equipoise.trl import checkpoints
 from equipoise.trl.checkpoints import CheckpointError
 
 
 def make(folder, **settings):
     return trainer(folder, **(SETTINGS | settings), dataset=prompts(16))
+
+
+class AtBegin(TrainerCallback):
+    def __init__(self, act):
+        self.act = act
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.act()
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +109,7 @@ def test_an_interrupted_write_leaves_the_previous_checkpoint_usable(tmp_path, mo
 def test_a_killed_write_is_not_resumed_and_is_cleared_away(tmp_path):
     make(tmp_path, max_steps=2).train()
     (tmp_path / "checkpoint-2" / CHECKPOINT_MARKER).unlink()  # as a kill before the end of the write leaves it
+    (tmp_path / "checkpoint-2" / CHECKPOINT_BEGUN).touch()
     (tmp_path / "checkpoint-2" / "rollout_1.pt").write_bytes(b"half")
     assert latest_checkpoint(tmp_path) == tmp_path / "checkpoint-1"
     subject = make(tmp_path, max_steps=2)
@@ -174,3 +184,51 @@ def test_a_checkpoint_of_a_newer_format_is_refused(tmp_path):
     marker.write_text(marker.read_text().replace('"format": 1', '"format": 2'))
     with pytest.raises(CheckpointError, match="of a newer format"):
         make(tmp_path, max_steps=2).train(resume_from_checkpoint=True)
+
+
+def grpo_run(folder, **settings):
+    """A run of TRL's own trainer that has saved its checkpoints."""
+    args = GRPOConfig(
+        output_dir=str(folder), use_cpu=True, bf16=False, activation_checkpointing=False, report_to="none",
+        per_device_train_batch_size=4, gradient_accumulation_steps=2, num_generations=4, max_completion_length=8,
+        save_strategy="steps", save_steps=1, max_steps=2, learning_rate=1e-2, **settings,
+    )  # fmt: skip
+    subject = trainer(folder, trainer_class=GRPOTrainer, args=args, dataset=prompts(16))
+    subject.train()
+    return subject
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_checkpoints_of_trls_trainer_in_the_same_folder_stay(tmp_path):
+    grpo_run(tmp_path)
+    before = contents(tmp_path / "checkpoint-1"), contents(tmp_path / "checkpoint-2")
+    make(tmp_path, max_steps=3, save_steps=1, save_total_limit=1).train()
+    after = contents(tmp_path / "found-1-checkpoint-1"), contents(tmp_path / "found-1-checkpoint-2")
+    assert after == before
+    assert latest_checkpoint(tmp_path) == tmp_path / "checkpoint-3"
+
+
+@pytest.mark.parametrize("features", [{}, {"replay_fraction": 0.5}, {"rollout_token_budget": 3}], ids=str)
+def test_a_run_of_trls_trainer_is_continued(tmp_path, caplog, features):
+    theirs = grpo_run(tmp_path)
+    subject = make(tmp_path, max_steps=5, **features)
+    started = []
+    subject.add_callback(AtBegin(lambda: started.append(weights(subject))))
+    subject.train(resume_from_checkpoint=True)
+    assert all(torch.equal(value, started[0][name]) for name, value in weights(theirs).items())
+    said = [record.getMessage() for record in caplog.records if "of another trainer" in record.getMessage()]
+    assert len(said) == 1
+    assert "model, optimizer, order of the data" in said[0]
+    assert [entry["step"] for entry in history(subject)] == [3, 4, 5]
+    assert subject.steering.controller.state_dict()["num_updates"] == 3
+    assert checkpoints.is_complete(tmp_path / "checkpoint-5")
+    assert (tmp_path / "checkpoint-2").exists()
+
+
+def test_without_optimizer_state_that_is_said(tmp_path, caplog):
+    grpo_run(tmp_path, save_only_model=True)
+    make(tmp_path, max_steps=3).train(resume_from_checkpoint=True)
+    assert "of another trainer: model, order of the data" in caplog.text

@@ -6,7 +6,6 @@ from contract_setup import hand_made_inputs
 from peft import LoraConfig
 from trainer_runs import own, run
 from trainer_setup import prompts, trainer
-from trl import GRPOConfig
 
 from equipoise import ClipBounds, select_bounds
 from equipoise.steering import DivergedError
@@ -253,12 +252,6 @@ def test_lora_trains_the_adapter_alone(tmp_path):
     assert moved
     assert all("lora_" in name for name in moved)
     assert own(subject.state.log_history[1])["staleness"] == 1
-
-
-def test_a_plain_grpo_config_is_refused(tmp_path):
-    args = GRPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, activation_checkpointing=False)
-    with pytest.raises(TypeError, match="args must be an EquipoiseConfig, got GRPOConfig"):
-        trainer(tmp_path, args=args)
 
 
 def test_evaluation_by_the_trainer_leaves_the_controller_alone(tmp_path):

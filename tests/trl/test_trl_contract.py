@@ -22,6 +22,7 @@ from equipoise import (
     reweight_by_polarity,
     token_statistics,
 )
+from equipoise.clipping import unclipped
 from equipoise.steering.update import Update
 
 VARIANTS = [
@@ -87,3 +88,33 @@ def test_clipping_and_reweighting_through_trl_equal_the_core(tmp_path, loss_type
     loss.backward()
     core = loss.item(), {n: p.grad for n, p in model.named_parameters()}
     assert_same(through_trl, core)
+
+
+@pytest.mark.parametrize("features", [{}, {"clipping": "balanced", "bapo_high": [1.2, 1.5]}], ids=["fixed", "balanced"])
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_with_a_dual_clip_the_tokens_that_count_are_those_with_a_gradient(tmp_path, features, level):
+    subject = trainer(tmp_path, delta=1.5, importance_sampling_level=level, **features)
+    inputs, kept = hand_made_inputs(staleness=0.8), {}
+    measure, add = subject._statistics, Update.add
+
+    def statistics(*args, **kwargs):
+        found, result = measure(*args, **kwargs)
+        result[0].retain_grad()
+        return found, (kept.setdefault("logprob", result[0]), *result[1:])
+
+    def added(update, batch, *args):
+        kept.update(batch=batch, bounds=update.bounds)
+        add(update, batch, *args)
+
+    subject._statistics = statistics
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Update, "add", added)
+        loss_and_gradients(subject, inputs)
+    batch = kept["batch"]
+    beyond = batch.action_mask & (batch.advantage < 0) & (batch.ratio > 1.5)
+    assert beyond.any()
+    counted = batch.loss_mask & unclipped(batch.ratio, batch.advantage, kept["bounds"]) & (batch.advantage != 0)
+    gradient = kept["logprob"].grad != 0
+    if level == "sequence":  # a token has the gradient of its whole sequence
+        counted, gradient = counted.any(1), gradient.any(1)
+    assert torch.equal(counted, gradient)

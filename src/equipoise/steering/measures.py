@@ -75,7 +75,7 @@ class UpdateMeasures:
             "contracting_flow": self.contracting_flow,
             "balance_authority": balance_authority(self.expanding_flow, self.contracting_flow),
         }
-        return values | self._off_policy() | self._imbalance() | self._bounds()
+        return values | self._off_policy() | self._engine() | self._imbalance() | self._bounds()
 
     def _off_policy(self) -> dict[str, float]:
         sums, num_tokens, ratio_mean = self.sums, self.num_tokens, self.mean("ratio")
@@ -90,6 +90,20 @@ class UpdateMeasures:
         values |= {f"ratio_{name}": ratio_quantile(self.by_ratio, q) for name, q in RATIO_QUANTILES.items()}
         shares = (self.by_staleness / num_tokens).tolist() if num_tokens else [math.nan] * len(STALENESS_BUCKETS)
         return values | dict(zip((f"staleness_{name}_fraction" for name in STALENESS_BUCKETS), shares, strict=True))
+
+    def _engine(self) -> dict[str, float]:
+        """What the sampling engine and the trainer differ by, before any truncation; nothing where it is unknown."""
+        sums, count = self.sums, self.sums["engine_tokens"]
+        if not count:
+            return {}
+        mean = sums["engine_ratio"] / count
+        return {
+            "engine_ratio_mean": mean,
+            "engine_ratio_std": max(sums["engine_ratio_square"] / count - mean**2, 0.0) ** 0.5,
+            "engine_ratio_tail_fraction": sums["engine_ratio_tail"] / count,
+            "engine_logprob_error": sums["engine_error"] / count,
+            "engine_known_fraction": count / self.num_tokens,
+        }
 
     def _imbalance(self) -> dict[str, float]:
         sums = self.sums

@@ -30,8 +30,10 @@ OF_LOSS = (
     "contracting_positive_flow",
     "nonzero_advantage",
 )
-SUMS = (*OF_POLICY, *OF_LOSS)
-"""Sums over the tokens that the policy chose, and over those of them that carry loss."""
+OF_ENGINE = ("engine_tokens", "engine_ratio", "engine_ratio_square", "engine_ratio_tail", "engine_error")
+SUMS = (*OF_POLICY, *OF_LOSS, *OF_ENGINE)
+"""Sums over the tokens that the policy chose; over those of them that carry loss; over those of which is known what the
+engine that sampled them took their probability for."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class MicroBatch:
         loss_mask: those of them that carry loss (a host may drop more).
         token_weight: w of the share of contributions; None for 1.
         staleness: updates since the policy that sampled the token.
+        engine_log_ratio: log of the policy that sampled, as the trainer computes it, over the same as the engine did:
+            what engines differ by, without staleness. NaN where it is not known; None where it is nowhere.
         row: identity of each sequence (`equipoise.entropy_control.draw.row_identity`); None where nothing is drawn.
     """
 
@@ -58,6 +62,7 @@ class MicroBatch:
     loss_mask: Bool[Tensor, "batch time"]
     token_weight: Float[Tensor, "batch time"] | None
     staleness: Int[Tensor, "batch time"]
+    engine_log_ratio: Float[Tensor, "batch time"] | None = None
     row: Int64[Tensor, " batch"] | None = None
 
     @classmethod
@@ -74,6 +79,8 @@ class MicroBatch:
         sequence_ratio: bool = False,
         rollout_weight: bool = False,
         correction: Float[Tensor, "batch time"] | Float[Tensor, "batch 1"] | None = None,
+        dual_clip: float | None = None,
+        engine_log_ratio: Float[Tensor, "batch time"] | None = None,
         row: Int64[Tensor, " batch"] | None = None,
     ) -> "MicroBatch":
         """From what a host has at hand.
@@ -88,6 +95,9 @@ class MicroBatch:
             sequence_ratio: one ratio per sequence (GSPO) in the place of one per token.
             rollout_weight: weigh the share by the rollout's probabilities (BAPO, Eq. 8).
             correction: weights that a host puts on the loss, for the mismatch of its sampler; they weigh the share too.
+            dual_clip: largest ratio that a host lets a token with A < 0 have (dual clip, arXiv 1912.09729, Eq. 5): the
+                loss is constant beyond it, and such tokens leave `loss_mask`. At least the upper clip bound.
+            engine_log_ratio: as the attribute.
             row: as the attribute.
         """
         logprob = statistics.logprob.detach()
@@ -101,7 +111,11 @@ class MicroBatch:
         if correction is not None:
             correction = correction.expand_as(logprob)
             weight = correction if weight is None else weight * correction
-        return cls(statistics, old_logprob, ratio, advantage, action_mask, loss_mask, weight, staleness, row)
+        if dual_clip is not None:
+            loss_mask = loss_mask & ~((advantage < 0) & (ratio > dual_clip))
+        return cls(
+            statistics, old_logprob, ratio, advantage, action_mask, loss_mask, weight, staleness, engine_log_ratio, row
+        )
 
     @property
     def log_ratio(self) -> Float[Tensor, "batch time"]:
@@ -132,7 +146,7 @@ class MicroBatch:
             self.staleness,
         )
         counts = staleness_counts(self.staleness, mask), ratio_counts(self.ratio, mask)
-        return torch.cat([_masked_sums(columns, mask), self._sums_of_loss(bounds), *counts])
+        return torch.cat([_masked_sums(columns, mask), self._sums_of_loss(bounds), self._sums_of_engine(), *counts])
 
     def _nonfinite(self) -> Bool[Tensor, "batch time"]:
         finite = self.ratio.isfinite() & self.advantage.isfinite()
@@ -163,6 +177,14 @@ class MicroBatch:
             advantage != 0,
         )
         return _masked_sums(columns, self.loss_mask)
+
+    def _sums_of_engine(self) -> Float64[Tensor, " of_engine"]:
+        if self.engine_log_ratio is None:
+            return torch.zeros(len(OF_ENGINE), dtype=torch.float64, device=self.action_mask.device)
+        known = self.action_mask & ~self.engine_log_ratio.isnan()
+        ratio = self.engine_log_ratio.double().exp()
+        tail = (ratio > 2) | (ratio < 0.5)
+        return _masked_sums((known, ratio, ratio.square(), tail, self.engine_log_ratio.abs()), known)
 
 
 def _masked_sums(columns: tuple[Tensor, ...], mask: Bool[Tensor, "batch time"]) -> Float64[Tensor, " columns"]:

@@ -97,7 +97,7 @@ def rotate(run_folder: str | Path, limit: int | None, best: str | None) -> None:
     complete = [folder for folder in checkpoint_folders(run_folder) if is_complete(folder)]
     if not complete or limit is None or limit <= 0:
         return
-    kept = {complete[-1], *(folder for folder in complete if best is not None and folder.samefile(best))}
+    kept = {complete[-1], *(folder for folder in complete if best and folder.resolve() == Path(best).resolve())}
     others = [folder for folder in complete if folder not in kept]
     for folder in others[: max(len(complete) - max(limit, len(kept)), 0)]:
         shutil.rmtree(folder, ignore_errors=True)

@@ -49,6 +49,9 @@ PLAIN_SOFTMAX = {
 }
 """Values of TRL's settings under which samples come from the softmax whose log-probs the loss knows."""
 
+TRUNCATING = ("top_k", "top_p", "min_p", "repetition_penalty")
+"""Those of them that change the softmax by themselves."""
+
 
 @dataclass
 class EquipoiseConfig(RecordSettings, SteeringSettings, RolloutSettings, GRPOConfig):
@@ -93,15 +96,17 @@ class EquipoiseConfig(RecordSettings, SteeringSettings, RolloutSettings, GRPOCon
             self._check_balanced(batch)
         if self.sets_gradient:
             self._check_gradients()
+        if not self.off_policy:
+            self._warn_of_truncation()
 
     @classmethod
     def of_trl(cls, config: GRPOConfig) -> "EquipoiseConfig":
         """TRL's settings as TRL has checked and completed them, and the features of equipoise off."""
         # Made without __post_init__: TRL's cannot be applied twice, and ours fits defaults that this user has chosen.
         own = cls.__new__(cls)
-        for part in fields(cls):
-            if part.name in OWN_FIELDS:
-                setattr(own, part.name, part.default_factory() if part.default is MISSING else part.default)
+        for part in (part for part in fields(cls) if part.name in OWN_FIELDS):
+            made = part.default_factory
+            setattr(own, part.name, part.default if made is MISSING else made())
         vars(own).update(vars(config))
         return own
 
@@ -145,15 +150,23 @@ class EquipoiseConfig(RecordSettings, SteeringSettings, RolloutSettings, GRPOCon
     def _check_balanced(self, batch: RolloutBatch) -> None:
         self._require_clipped_loss("clipping='balanced'")
         if self.delta is not None:
-            raise ValueError(
-                f"clipping='balanced' and delta={self.delta} both bound the ratios of negative tokens; unset one"
-            )
+            self._check_dual_clip(self.delta)
         batch.require_whole_updates("clipping='balanced'", may_span=True)
         if self.off_policy and self.bapo_scope == "update":
             # With older tokens there is always something to search, and a search needs all data of the update.
             batch.require_whole_updates(
                 f"{self.off_policy_key} with clipping='balanced'", instead="or set bapo_scope to 'lagged'"
             )
+
+    def _check_dual_clip(self, delta: float) -> None:
+        """Below the upper bound delta would clip positive tokens too, which the search does not know."""
+        if delta < self.bapo_high[1]:
+            raise ValueError(
+                f"clipping='balanced' needs delta >= the end of bapo_high, got delta={delta}, "
+                f"bapo_high={self.bapo_high}"
+            )
+        if self.bapo_measure == "surrogate":
+            raise ValueError(f"delta={delta} does not go with bapo_measure='surrogate'; use 'gradient'")
 
     def _check_gradients(self) -> None:
         self._require_clipped_loss(f"entropy_control={self.entropy_control!r}")
@@ -173,6 +186,15 @@ class EquipoiseConfig(RecordSettings, SteeringSettings, RolloutSettings, GRPOCon
             raise ValueError(
                 f"{needed_by} needs a loss that clips from both sides: loss_type must be one of "
                 f"{', '.join(CLIPPED_LOSSES)}, got loss_type={self.loss_type!r}"
+            )
+
+    def _warn_of_truncation(self) -> None:
+        cut = {name: getattr(self, name) for name in TRUNCATING if getattr(self, name) not in PLAIN_SOFTMAX[name]}
+        if cut:
+            logger.warning(
+                "%s: completions come from a changed softmax, but entropies, polarities and (but for vLLM's log-probs) "
+                "ratios are of the plain one; no correction is made for the difference.",
+                ", ".join(f"{name}={value}" for name, value in cut.items()),
             )
 
     def _check_off_policy(self) -> None:

@@ -33,6 +33,7 @@ from equipoise.trl.asymmetry_map import AsymmetryMap
 from equipoise.trl.config import EquipoiseConfig
 from equipoise.trl.episodes import Transcript
 from equipoise.trl.off_policy_rollouts import OffPolicyRollouts
+from equipoise.trl.own_methods import CLIPPED_LOSSES
 from equipoise.trl.ranks import accelerator_ranks
 from equipoise.trl.resumable import ResumableTrainer
 from equipoise.trl.reward_checks import check_rewards, without_noise
@@ -63,7 +64,7 @@ class EquipoiseTrainer(ResumableTrainer):
     _tag_names = ["trl", "grpo", "equipoise"]  # noqa: RUF012
 
     @functools.wraps(GRPOTrainer.__init__)
-    def __init__(self, model, reward_funcs=None, args: GRPOConfig | None = None, *further, **kwargs):
+    def __init__(self, model, reward_funcs=None, args=None, *further, **kwargs):
         args = own_config(args, model)
         self._on_statistics: Callable[[TokenStatistics], None] | None = None
         super().__init__(model, reward_funcs, args, *further, **kwargs)
@@ -210,18 +211,34 @@ class EquipoiseTrainer(ResumableTrainer):
             action_mask = action_mask & inputs["tool_mask"].bool()
         old, advantage = inputs.get("old_per_token_logps"), inputs["advantages"]
         version = inputs.get("policy_version", torch.full_like(inputs["completion_ids"], self._rollout_step))
+        staleness = self.state.global_step - version
         return MicroBatch.of(
             statistics,
             old_logprob=old,
             advantage=advantage,
             action_mask=action_mask,
             loss_mask=action_mask & self._host_mask(inputs, statistics, action_mask),
-            staleness=self.state.global_step - version,
+            staleness=staleness,
             sequence_ratio=self.importance_sampling_level == "sequence",
             rollout_weight=self.args.bapo_token_weight == "rollout",
             correction=inputs.get("importance_sampling_ratio"),  # of the mismatch between vLLM and the trainer
+            dual_clip=self.args.delta if self.loss_type in CLIPPED_LOSSES else None,
+            engine_log_ratio=self._engine_log_ratio(inputs, statistics, staleness),
             row=self._row_identity(inputs),
         )
+
+    def _engine_log_ratio(
+        self, inputs: dict[str, Any], statistics: TokenStatistics, staleness: Tensor
+    ) -> Tensor | None:
+        """Log-probs of the rollout policy, ours less the sampling engine's; NaN where only the engine's are known."""
+        old, logprob = inputs.get("old_per_token_logps"), statistics.logprob.detach()
+        if self.off_policy is None:
+            sampled = inputs.get("sampling_per_token_logps")
+            return None if sampled is None else (logprob if old is None else old) - sampled
+        if old is None or not (self.use_vllm or self.rollout_func):
+            return None  # transformers samples with the trainer's own model
+        # The old log-probs are the engine's: the tokens of the policy as it is now are those that ours are known of.
+        return (logprob - old).where(staleness == 0, math.nan)
 
     def _row_identity(self, inputs: dict[str, Any]) -> Tensor | None:
         if self.steering.token_control is None:
@@ -286,11 +303,11 @@ class EquipoiseTrainer(ResumableTrainer):
             self._metrics["train"][METRIC_PREFIX + name].append(value)
 
 
-def own_config(args: GRPOConfig | None, model: Any) -> EquipoiseConfig:
+def own_config(args: Any, model: Any) -> EquipoiseConfig:
     """The settings of a trainer that was given TRL's, or none.
 
     Args:
-        args: of the trainer.
+        args: that the trainer was given; None for none.
         model: its name, a path, or the model itself; names the output folder where nothing does, as in TRL.
 
     Raises:
