@@ -36,27 +36,29 @@ def model_folder(folder: Path, **changes) -> Path:
 
 
 def share_engines(setattr=setattr) -> None:
-    """Let TRL make one engine for each model folder, without compiling the model, and in the model's own precision.
+    """Let all make one engine for each model folder, without compiling the model, and in the model's own precision.
 
     A trainer sends its weights before it first samples, so that nothing of one run is left in the next. By itself TRL
     leaves the precision to vLLM, which takes bf16 for a model in float32: log-probs could then be compared to the
     second digit only. And on CPUs vLLM multiplies by packed copies of the weights where oneDNN or its own kernels know
     the processor and the precision: new weights could not be sent, or would not be used.
     """
+    import vllm
     from trl.generation import vllm_generation
     from vllm import _custom_ops
     from vllm.model_executor.layers import utils
 
     setattr(_custom_ops, "_supports_onednn", False)
     setattr(utils, "check_cpu_sgl_kernel", lambda *shape: False)
-    plain, made = vllm_generation.LLM, {}
+    plain, made = vllm.LLM, {}
 
     def engine(model: str, **settings):
         if model not in made:
             made[model] = plain(model=model, dtype="float32", enforce_eager=True, **settings)
         return made[model]
 
-    setattr(vllm_generation, "LLM", engine)
+    for user in (vllm, vllm_generation):
+        setattr(user, "LLM", engine)
 
 
 def colocated(folder: Path, model: Path, *, trainer_class=EquipoiseTrainer, dataset=None, others=None, **settings):
