@@ -12,6 +12,7 @@ import torch
 from accelerate import PartialState
 from off_policy_setup import PARTIAL, REPLAY, SETTINGS, Witness, whole_weights
 from trainer_setup import prompts, trainer
+from transformers import TrainingArguments
 
 from equipoise.trl import EquipoiseTrainer
 from equipoise.trl.continuation import Continuation
@@ -74,7 +75,7 @@ def run(folder: Path, model: Path | None, *, resume: bool = False) -> dict[str, 
         "batch": subject._buffered_inputs,
         "shares": [e.get("equipoise/replay_fraction_used") for e in subject.state.log_history if "loss" in e],
         "rounds": subject.off_policy.continuation.rounds,
-        "sent": sent,
+        "sent": list(sent),
         "errors": torch.cat(errors) if errors else None,
     }
     return ended if resume else ended | {"unequal": unequal(subject)}
@@ -87,6 +88,8 @@ def unequal(subject: EquipoiseTrainer) -> list:
     continuation.rounds = []
     for seed in range(6):
         continuation.reset(seed)
+        # A trained policy may never end: here every second token is taken for an end.
+        continuation.prompts.eos_ids = frozenset(range(0, 17, 2))
         finished, _ = continuation.finished(rows, subject.off_policy.version)
         assert len(finished) == groups
     return continuation.rounds
@@ -99,6 +102,9 @@ if __name__ == "__main__":
         from vllm_setup import share_engines
 
         share_engines()
+        # The transformers of vLLM's CPU build, below 5.18, cannot load an optimizer to the device "cpu:0".
+        device = TrainingArguments.device.fget
+        TrainingArguments.device = property(lambda args: torch.device(device(args).type))
     ends = {"whole": run(root / "whole", model)}
     process.wait_for_everyone()
     if process.is_main_process:
