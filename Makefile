@@ -3,17 +3,20 @@
 # make test-fast    those of them that take no more than a few seconds each, in one process each
 # make test-trl TRL=../trl   TRL's own tests of its GRPO trainer, from a checkout, on its trainer and on ours
 # All make .venv and install into it; the second time they start at once.
+# make test-vllm    tests with vLLM itself, on a CPU, in an environment of its own (.venv-vllm)
 
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
+VLLM := .venv-vllm
+VLLM_BIN := $(VLLM)/bin
 
 # Threads of a tiny model on a few busy cores only wait for each other.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart test test-fast test-trl lint clean
+.PHONY: quickstart test test-fast test-vllm test-trl lint clean
 
 quickstart: $(RUN)
 	$(BIN)/equipoise quickstart
@@ -26,6 +29,11 @@ test: $(DEV)
 
 test-fast: $(DEV)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not distributed and not browser"
+
+# Here the tests are not skipped: without vLLM the import fails first.
+test-vllm: $(VLLM)/.installed
+	$(VLLM_BIN)/python -c "import vllm"
+	$(VLLM_BIN)/python -m pytest tests/vllm
 
 test-trl: $(DEV)
 	PYTHONPATH=tests/support $(BIN)/python -m trl_suite $(TRL)
@@ -48,5 +56,11 @@ $(DEV): $(RUN)
 	$(INSTALL) -e ".[dev]"
 	@touch $@
 
+$(VLLM)/.installed: pyproject.toml constraints-vllm.txt
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r constraints-vllm.txt
+	$(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VLLM)

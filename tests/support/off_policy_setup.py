@@ -1,7 +1,9 @@
 """An independent witness of off-policy training: what every policy was, and what it would have given its tokens."""
 
 import torch
-from trainer_setup import prompts, tiny_model, trainer
+from torch.distributed.tensor import DTensor
+from trainer_setup import prompts, trainer
+from transformers import LlamaForCausalLM
 
 from equipoise.trl import EquipoiseTrainer
 
@@ -29,6 +31,12 @@ def logprobs(model, batch, temperature) -> torch.Tensor:
     return logits[:, -width - 1 : -1].log_softmax(-1).gather(-1, chosen).squeeze(-1)
 
 
+def whole_weights(model) -> dict[str, torch.Tensor]:
+    """Of a model that may be sharded; asked for by all processes."""
+    state = model.state_dict().items()
+    return {name: v.full_tensor() if isinstance(v, DTensor) else v.clone() for name, v in state}
+
+
 class Witness(EquipoiseTrainer):
     """Keeps a copy of the policy at every rollout, every rollout batch, and every micro-batch as it was measured."""
 
@@ -48,8 +56,9 @@ class Witness(EquipoiseTrainer):
 
     def _copy(self):
         """The policy without TRL's and our changes to its forward pass."""
-        plain = tiny_model()
-        plain.load_state_dict(self.model.state_dict())
+        with torch.random.fork_rng():  # a run that is watched is the same run
+            plain = LlamaForCausalLM(self.model.config)
+        plain.load_state_dict(whole_weights(self.model))
         return plain.eval()
 
     def _generate_single_turn(self, prompt_ids, *args, **kwargs):

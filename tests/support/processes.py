@@ -11,11 +11,13 @@ from equipoise.models.architectures import recipe_folder
 DDP, FSDP2, ZERO3 = "one_node_ddp.yaml", "one_node_fsdp2.yaml", "several_nodes_zero3.yaml"
 
 
-def launch(script: str | Path, *arguments: object, configuration: str = DDP, processes: int = 2) -> None:
+def launch(
+    script: str | Path, *arguments: object, configuration: str = DDP, processes: int = 2, seconds: float = 240
+) -> None:
     """`accelerate launch` of a script with a configuration of the recipes, on CPUs.
 
     Raises:
-        AssertionError: with the end of what was said, when a process fails or has not ended after four minutes.
+        AssertionError: with the end of what was said, when a process fails or has not ended in time.
     """
     command = [
         sys.executable, "-m", "accelerate.commands.launch",
@@ -32,8 +34,8 @@ def launch(script: str | Path, *arguments: object, configuration: str = DDP, pro
         start_new_session=True,  # what has to be ended is the launcher and all its processes
     ) as launched:
         try:
-            said, _ = launched.communicate(timeout=240)
+            said, _ = launched.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
             os.killpg(launched.pid, signal.SIGKILL)
-            raise AssertionError(f"not ended after four minutes: {launched.communicate()[0][-3000:]}") from None
+            raise AssertionError(f"not ended after {seconds} s: {launched.communicate()[0][-3000:]}") from None
     assert launched.returncode == 0, said[-5000:]

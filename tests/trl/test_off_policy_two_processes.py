@@ -1,43 +1,34 @@
-"""Two processes have a store each, train one policy, and continue exactly."""
+"""Two processes have a store each, go through rounds together, train one policy, and continue exactly."""
 
-from pathlib import Path
-
-import off_policy_two_process_run
+import off_policy_two_processes as claims
 import pytest
-import torch
-from equality import equal
-from processes import launch
+from processes import DDP, FSDP2
 
 pytestmark = pytest.mark.distributed
 
-SCRIPT = Path(off_policy_two_process_run.__file__)
 
-
-@pytest.fixture(scope="module")
-def ends(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("two")
-    launch(SCRIPT, folder)
-    assert {p.name for p in (folder / "whole" / "checkpoint-5").glob("replay_*")} == {"replay_0.pt", "replay_1.pt"}
-    return [torch.load(folder / f"ends-{rank}.pt", weights_only=True) for rank in range(2)]
+@pytest.fixture(scope="module", params=[DDP, FSDP2], ids=["ddp", "fsdp2"])
+def ends(request, tmp_path_factory):
+    found = claims.launched(tmp_path_factory.mktemp("two"), configuration=request.param)
+    assert {end["whole"]["sharded"] for end in found} == {request.param == FSDP2}
+    return found
 
 
 def test_both_hold_the_same_policy_and_stores_of_their_own(ends):
-    first, second = (end["whole"] for end in ends)
-    assert equal(first["weights"], second["weights"])
-    assert not equal(first["store"], second["store"])
-    assert first["shares"] == [0, None, 0.5, None, 0.5, None, 0.5, None]
-    for name in ("completion_ids", "policy_version"):
-        assert not equal(first["batch"][0][name], second["batch"][0][name])
+    claims.one_policy_two_stores(ends)
 
 
 def test_the_size_of_the_batch_is_that_of_both(ends):
-    batches = [end["whole"]["batch"] for end in ends]
-    tokens = sum(int(part["completion_mask"].sum()) for batch in batches for part in batch)
-    assert {int(part["num_items_in_batch"]) for batch in batches for part in batch} == {tokens}
-    assert all(len(part["completion_ids"]) == 4 for batch in batches for part in batch)
+    claims.size_of_the_batch(ends)
+
+
+def test_they_go_through_the_same_rounds(ends):
+    claims.lockstep(ends)
+
+
+def test_behaviour_logprobs_are_those_of_the_policies_that_sampled(ends):
+    claims.behaviour(ends, mean=1e-5, most=1e-4)
 
 
 def test_they_continue_exactly(ends):
-    for end in ends:
-        for name in ("weights", "store", "batch"):
-            assert equal(end["resumed"][name], end["whole"][name]), name
+    claims.exact(ends)

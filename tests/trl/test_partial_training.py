@@ -9,6 +9,7 @@ from trainer_setup import character_tokenizer, config, digit_reward, prompts, ti
 from equipoise.errors import InputError
 from equipoise.rollouts import PartialRollouts
 from equipoise.trl import EquipoiseTrainer
+from equipoise.trl.continuation import Round
 
 GROUPS, SIZE = 4, 4
 
@@ -167,6 +168,7 @@ class FakeVLLM:
     def __init__(self, model, *, missing=False):
         self.model, self.missing = model, missing
         self.max_completion_length = 8
+        self.enable_sleep_mode = False
         self.most: list[int] = []
         self.num_generations: list[int] = []
 
@@ -189,10 +191,53 @@ class FakeVLLM:
         return prompts, completions, logprobs_, None
 
 
-def with_vllm(subject, **settings):
+class SleepingVLLM(FakeVLLM):
+    """Sleeps between calls, as TRL's does with sleep mode: asleep it has no weights, and wakes only when they come."""
+
+    def __init__(self, model):
+        super().__init__(model)
+        self.enable_sleep_mode, self._llm_weights_sleeping, self.has_cache = True, True, False
+        self.sent, self.llm = 0, self
+
+    def sync_weights(self):
+        self.sent, self._llm_weights_sleeping = self.sent + 1, False
+
+    def wake_up(self, tags):
+        assert not self._llm_weights_sleeping
+        self.has_cache = self.has_cache or tags == ["kv_cache"]
+
+    def sleep(self, level):
+        self._llm_weights_sleeping, self.has_cache = True, False
+
+    def generate(self, *args, **kwargs):
+        if self.enable_sleep_mode:
+            if self._llm_weights_sleeping:
+                self.sync_weights()
+            self.wake_up(["kv_cache"])
+        assert self.has_cache
+        assert not self._llm_weights_sleeping
+        sampled = super().generate(*args, **kwargs)
+        if self.enable_sleep_mode:
+            self.sleep(2)
+        return sampled
+
+
+@pytest.mark.slow
+def test_an_engine_that_sleeps_is_sent_the_weights_once_per_rollout_batch(tmp_path):
+    subject = with_vllm(witness(tmp_path, **PARTIAL, max_steps=6), kind=SleepingVLLM)
+    engine = subject.vllm_generation
+    subject.train()
+    rounds = [e["equipoise/rollout_rounds"] for e in subject.state.log_history if "equipoise/rollout_rounds" in e]
+    assert sum(rounds) > engine.sent == len(rounds) == 3
+    assert engine.enable_sleep_mode
+    assert engine._llm_weights_sleeping
+    assert not engine.has_cache
+
+
+def with_vllm(subject, kind=FakeVLLM, **settings):
     """The trainer as if vLLM sampled for it: what TRL's vLLM path reads, with vLLM itself replaced."""
     subject.use_vllm, subject.vllm_importance_sampling_correction, subject._last_loaded_step = True, False, -1
-    subject.vllm_generation = FakeVLLM(subject.model, **settings)
+    subject.vllm_generation = kind(subject.model, **settings)
     return subject
 
 
@@ -211,6 +256,25 @@ def test_logprobs_of_vllm_are_used_through_the_same_seam(tmp_path, settings):
     if "rollout_token_budget" in settings:
         assert set(fake.most) <= {1, 2, 3}
         assert set(fake.num_generations) == {1}, "sequences of a group have grown apart"
+
+
+@pytest.mark.parametrize(
+    ("shared", "rows"), [({}, [1, 3, 2]), ({"vllm_mode": "server"}, [5, 5, 5])], ids=["own", "shared"]
+)
+def test_a_process_takes_part_in_every_round_with_as_many_rows_as_the_engine_needs(tmp_path, monkeypatch, shared, rows):
+    """A shared engine's answers are cut into slices of one size by TRL."""
+    subject = with_vllm(witness(tmp_path, **PARTIAL))
+    subject.model.train()
+    for name, value in shared.items():
+        setattr(subject, name, value)
+    continuation = subject.off_policy.continuation
+    monkeypatch.setattr(type(subject.accelerator), "num_processes", 2)
+    agreed = Round(missing=1, sequences=5, growth=3)
+    for own, asked in zip(([], [[5, 6]] * 3, [[7]] * 2), rows, strict=True):
+        ids, logprobs_ = continuation._sample(agreed, own, 1)
+        assert len(ids) == len(logprobs_) == len(own), "what is sampled beside its own is thrown away"
+        assert subject.sampled[-1] == asked
+        assert subject.vllm_generation.most[-1] == 3, "as many tokens as on every process"
 
 
 def test_tokens_that_vllm_has_no_logprob_for_are_refused(tmp_path):

@@ -41,7 +41,7 @@ class SamplingOptions:
     max_new_tokens: int | None = field(default=None, metadata={"help": "Unset: those of the task or run, else 512."})
     batch_size: int = field(default=256, metadata={"help": "Sequences at a time."})
     seed: int = field(default=0, metadata={"help": "Of the samples."})
-    backend: Literal["transformers", "vllm"] = field(default="transformers", metadata={"help": "vllm: on a GPU."})
+    backend: Literal["transformers", "vllm"] = field(default="transformers", metadata={"help": "What samples."})
 
     def __post_init__(self) -> None:
         if self.samples < 1 or any(not 1 <= k <= self.samples for k in self.k):

@@ -1,9 +1,9 @@
-"""Completions from vLLM, for evaluation on a GPU: the interface of `Sampler`.
+"""Completions from vLLM, for evaluation: the interface of `Sampler`.
 
-Tested with a stand-in for the engine; vLLM itself has not been run here. vLLM returns log-probs of single tokens, not
-the entropy of their distribution, so that entropy is not measured with it.
+vLLM returns log-probs of single tokens, not the entropy of their distribution, so that entropy is not measured with it.
 """
 
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -29,11 +29,20 @@ class VllmSampler:
     def completions(
         self, prompt_ids: list[list[int]], temperature: float | None, done: Callable[[int], Any]
     ) -> list[Completion]:
-        """One completion per prompt, greedy where the temperature is None; `done` is told how many there are."""
-        # A seed of its own for each: with one seed the samples of a prompt would be one sample.
-        settings = [self._settings(temperature, self.seed + number) for number in range(len(prompt_ids))]
+        """One completion per prompt, greedy where the temperature is None; `done` is told how many there are.
+
+        Raises:
+            InputError: vLLM does not take a prompt, or cannot compute with the model.
+        """
+        # A seed of its own for each: with one seed the samples of a prompt would be one sample. And no row of seeds:
+        # the next call, with the next seed, would have most of them again.
+        draw = random.Random(self.seed)
+        settings = [self._settings(temperature, draw.getrandbits(31)) for _ in prompt_ids]
         prompts = [{"prompt_token_ids": ids} for ids in prompt_ids]
-        outputs = self.engine.generate(prompts, sampling_params=settings, use_tqdm=False)
+        try:
+            outputs = self.engine.generate(prompts, sampling_params=settings, use_tqdm=False)
+        except Exception as error:  # prompts longer than the model's context, models that its kernels do not take
+            raise InputError(f"vLLM cannot sample: {_one_line(error)}") from error
         done(len(prompt_ids))
         return [self._completion(output.outputs[0]) for output in outputs]
 
@@ -64,8 +73,12 @@ def vllm_engine(model: str, *, seed: int) -> tuple[Any, Callable[..., Any]]:
     try:
         from vllm import LLM, SamplingParams  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise InputError("--backend vllm needs vLLM and a GPU: pip install 'equipoise[vllm]'") from error
+        raise InputError("--backend vllm needs vLLM: pip install 'equipoise[vllm]'") from error
     try:
         return LLM(model=model, seed=seed, generation_config="vllm"), SamplingParams
-    except Exception as error:  # vLLM raises nearly everything for a model or GPU that does not do
-        raise InputError(f"model {model} cannot be loaded by vLLM: {' '.join(str(error).split())[:300]}") from error
+    except Exception as error:  # vLLM raises nearly everything for a model or machine that does not do
+        raise InputError(f"model {model} cannot be loaded by vLLM: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

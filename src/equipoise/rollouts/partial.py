@@ -63,7 +63,7 @@ Sampled = tuple[list[list[int]], list[list[float | None]] | list[list[float]] | 
 """New tokens of every sequence, and the log-prob of each under the policy that sampled it; None where there is none."""
 
 Generate = Callable[[list[list[int]], int], Sampled]
-"""(sequences to continue, most new tokens) -> what was sampled, in the same order."""
+"""(sequences to continue, most new tokens) -> what was sampled, in the same order; of no sequences, nothing."""
 
 
 class PartialRollouts:
@@ -92,6 +92,17 @@ class PartialRollouts:
         self.prompts.append(Prompt(dict(row), list(prompt_ids), [Trajectory() for _ in range(group_size)]))
 
     @property
+    def unfinished(self) -> list[tuple[Prompt, Trajectory]]:
+        """Trajectories that go on, with their prompts."""
+        return [(p, t) for p in self.prompts for t in p.trajectories if not t.finished]
+
+    @property
+    def growth(self) -> int:
+        """Tokens by which the trajectory that has most before it grows in the next round; 0 when all are finished."""
+        left = [self.max_length - len(trajectory.completion_ids) for _, trajectory in self.unfinished]
+        return min(self.budget, max(left, default=0))
+
+    @property
     def num_finished(self) -> int:
         """Groups that are finished and not taken yet."""
         return sum(prompt.finished for prompt in self.prompts)
@@ -99,14 +110,15 @@ class PartialRollouts:
     def advance(self, generate: Generate, version: int) -> int:
         """One round: continue every unfinished trajectory, from its prompt and all its segments; returns the tokens.
 
+        `generate` is called when nothing is unfinished as well, with no sequences: what other processes continue may
+        need this one.
+
         Raises:
             ValueError: the sampler gave no log-probs. What it sampled is not kept; the trajectories are as before.
         """
-        open_ones = [(p, t) for p in self.prompts for t in p.trajectories if not t.finished]
-        if not open_ones:
-            return 0
+        open_ones = self.unfinished
         left = [self.max_length - len(trajectory.completion_ids) for _, trajectory in open_ones]
-        ids, logprobs = generate([p.prompt_ids + t.completion_ids for p, t in open_ones], min(self.budget, max(left)))
+        ids, logprobs = generate([p.prompt_ids + t.completion_ids for p, t in open_ones], self.growth)
         segments = [Trajectory() for _ in open_ones]
         for i, segment in enumerate(segments):  # all are checked before the first is kept
             kept = left[i]  # tokens beyond the full length do not change those before them

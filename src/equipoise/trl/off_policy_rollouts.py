@@ -15,8 +15,7 @@ that goes on, and `OffPolicyRollouts._scored` alone begins and ends one.
 # pyright: reportOptionalMemberAccess=false, reportArgumentType=false
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,16 +26,15 @@ from equipoise.diagnostics.run_folder import replay_file
 from equipoise.errors import InputError
 from equipoise.models.behavior_logprobs import recorded_generation
 from equipoise.rollouts import Group, Origin, PartialRollouts, Prompt, ReplayBuffer
-from equipoise.rollouts.partial import Sampled, version_rows
+from equipoise.rollouts.partial import version_rows
 from equipoise.rollouts.records import fingerprint
 from equipoise.trl.checkpoints import CheckpointError
+from equipoise.trl.continuation import Continuation, Rows
 from equipoise.trl.off_policy_batch import NO_VERSION, joined, samples_of
 
 logger = logging.getLogger("equipoise")
 
 Batch = dict[str, Any]
-Rows = list[dict[str, Any]]
-PLAIN = (str, int, float, bool, type(None))
 
 
 @dataclass(frozen=True)
@@ -72,27 +70,35 @@ class OffPolicyRollouts:
         self.trainer = trainer
         self.setting = "replay_fraction" if args.replay_fraction else "rollout_token_budget"
         self.origin = Origin(
-            model=fingerprint([name, list(p.shape)] for name, p in sorted(trainer.model.named_parameters())),
+            # ZeRO-3 holds parts: there `ds_shape` is the shape of a parameter.
+            model=fingerprint(
+                [name, list(getattr(p, "ds_shape", p.shape))] for name, p in sorted(trainer.model.named_parameters())
+            ),
             tokenizer=_tokenizer_fingerprint(trainer.processing_class),
             temperature=float(args.temperature),
             group_size=args.num_generations,
         )
         self.metrics: dict[str, float] = {}
         self.scoring: Scoring | None = None  # the call that goes on; of `_scored`
+        self.continuation = None
         if args.rollout_token_budget is not None:
-            _check_partial(trainer)
+            self.continuation = Continuation(trainer, self.origin.group_size)
         self.reset()
 
     def reset(self) -> None:
         """Nothing stored and nothing in flight, as at the beginning of a run."""
-        args, trainer = self.trainer.args, self.trainer
-        seed = args.seed + 1_000_003 * trainer.accelerator.process_index
-        self.buffer = self.partial = None
+        args = self.trainer.args
+        seed = args.seed + 1_000_003 * self.trainer.accelerator.process_index
+        self.buffer = None
         if args.replay_fraction:
             self.buffer = ReplayBuffer(args.replay_capacity, args.replay_max_age, args.replay_sampling, seed=seed)
-        if args.rollout_token_budget is not None:
-            self.partial = PartialRollouts(args.rollout_token_budget, args.max_completion_length, trainer.eos_token_ids)
-        self._extra_rows = torch.Generator().manual_seed(seed + 1)
+        if self.continuation is not None:
+            self.continuation.reset(seed + 1)
+
+    @property
+    def partial(self) -> PartialRollouts | None:
+        """The prompts in flight."""
+        return None if self.continuation is None else self.continuation.prompts
 
     @property
     def version(self) -> int:
@@ -115,7 +121,7 @@ class OffPolicyRollouts:
         drawn = self._draw()
         fresh = inputs[: len(inputs) - len(drawn) * self.origin.group_size]
         try:
-            finished = None if self.partial is None else self._finished(fresh)
+            finished = None if self.continuation is None else self._finished(fresh)
             batch = self._with_behavior(self._scored(fresh, finished, score), finished)
             return batch if self.buffer is None else self._replayed(batch, drawn)
         except InputError:
@@ -124,6 +130,12 @@ class OffPolicyRollouts:
             if "behaviour log-prob" not in str(error):
                 raise
             raise InputError(f"{self.setting}: {error}") from error
+
+    def _finished(self, rows: Rows) -> list[Prompt]:
+        """As many finished groups as `rows` holds, some of them begun earlier."""
+        finished, measured = self.continuation.finished(rows, self.version)
+        self._measure(**measured)
+        return finished
 
     def _scored(self, rows: Rows, finished: list[Prompt] | None, score: Callable[[Rows], Batch]) -> Batch:
         """TRL's batch of the rows; finished groups are scored with the rows they began with."""
@@ -200,63 +212,6 @@ class OffPolicyRollouts:
         local = torch.tensor([list(values.values())], dtype=torch.float64, device=accelerator.device)
         self.metrics |= dict(zip(values, accelerator.gather(local).mean(0).tolist(), strict=True))
 
-    # ---- partial rollouts ---------------------------------------------------------------------------------------
-
-    def _finished(self, rows: Rows) -> list[Prompt]:
-        """As many finished groups as `rows` holds.
-
-        The groups of `rows` begin now, but no more than make two batches in flight (which happens only where replay
-        has made the batches smaller). While too few are finished, as many more begin as are missing, within the same
-        limit, and all unfinished ones go on for another round with the same policy.
-        """
-        assert self.partial is not None
-        needed = len(rows) // self.origin.group_size
-        self._open(rows[:: self.origin.group_size][: max(0, 2 * needed - len(self.partial))])
-        rounds, tokens = 1, self.partial.advance(self._sample, self.version)
-        while (missing := needed - self.partial.num_finished) > 0:
-            self._open(self._more_rows(min(missing, 2 * needed - len(self.partial))))
-            rounds, tokens = rounds + 1, tokens + self.partial.advance(self._sample, self.version)
-        finished = self.partial.take(needed)
-        self._measure(rollout_rounds=rounds, rollout_tokens=tokens, rollout_carried_over=len(self.partial))
-        return finished
-
-    def _open(self, rows: Rows) -> None:
-        if not rows:
-            return
-        for row in rows:
-            _check_plain(row)
-        prompt_ids, images, _ = self.trainer._tokenize_prompts([row["prompt"] for row in rows])
-        if images is not None:
-            raise InputError("rollout_token_budget supports text prompts only, got images in the training data")
-        for row, ids in zip(rows, prompt_ids, strict=True):
-            self.partial.open(row, ids, self.origin.group_size)
-
-    def _more_rows(self, count: int) -> Rows:
-        """Rows beyond those of the sampler, at random: the lead that lets long completions be carried over."""
-        data = self.trainer.train_dataset
-        numbers = torch.randint(len(data), (max(count, 0),), generator=self._extra_rows).tolist()
-        return [data[number] for number in numbers]
-
-    def _sample(self, sequences: list[list[int]], most: int) -> Sampled:
-        """Continue sequences by at most so many tokens; every call fills its KV cache anew."""
-        with self._limited(most):
-            # every sequence is a prompt of its own here: they have grown apart
-            return self.trainer._generate_single_turn(sequences, None, {}, 1)
-
-    @contextmanager
-    def _limited(self, most: int) -> Iterator[None]:
-        trainer = self.trainer
-        if trainer.use_vllm:
-            holder, name = trainer.vllm_generation, "max_completion_length"
-        else:
-            holder, name = trainer.generation_config, "max_new_tokens"
-        before = getattr(holder, name)
-        setattr(holder, name, most)
-        try:
-            yield
-        finally:
-            setattr(holder, name, before)
-
     # ---- where TRL samples --------------------------------------------------------------------------------------
 
     def generate(self, single_turn: Callable, prompt_ids: list[list[int]], *args, **kwargs):
@@ -318,7 +273,7 @@ class OffPolicyRollouts:
             "origin": self.origin.as_dict(),
             "buffer": None if self.buffer is None else self.buffer.state_dict(),
             "partial": None if self.partial is None else self.partial.state_dict(),
-            "extra_rows": self._extra_rows.get_state(),
+            "extra_rows": None if self.continuation is None else self.continuation.extra_rows.get_state(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -331,7 +286,8 @@ class OffPolicyRollouts:
                     if state[name] is None:
                         raise ValueError(f"it holds no {name} state: that part was off when it was saved")
                     part.load_state_dict(state[name])
-            self._extra_rows.set_state(state["extra_rows"])
+            if self.continuation is not None:
+                self.continuation.extra_rows.set_state(state["extra_rows"])
         except Exception:
             self.reset()
             raise
@@ -345,32 +301,3 @@ def _tokenizer_fingerprint(processing_class: Any) -> str:
     tokenizer = getattr(processing_class, "tokenizer", processing_class)
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     return fingerprint([vocabulary, tokenizer.chat_template, sorted(tokenizer.all_special_tokens)])
-
-
-def _check_partial(trainer: Any) -> None:
-    refused = {
-        "a rollout_func": trainer.rollout_func is not None,
-        "tools or environments": bool(trainer.tools) or trainer.environment_factories is not None,
-        "a streamed (iterable) data set": not hasattr(trainer.train_dataset, "__len__"),
-        "several processes with FSDP, DeepSpeed or vLLM": trainer.accelerator.num_processes > 1
-        and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled or trainer.use_vllm),
-    }
-    for what, present in refused.items():
-        if present:
-            raise InputError(f"rollout_token_budget does not go with {what}; leave one of them out")
-
-
-def _check_plain(row: Mapping[str, Any]) -> None:
-    """A row waits in the checkpoint while its completions are in flight: it must be plain data."""
-    for column, value in row.items():
-        if not _is_plain(value):
-            raise InputError(
-                f"rollout_token_budget: column {column!r} of the training data holds {type(value).__name__}; only "
-                f"text, numbers, and lists and dicts of them can wait in a checkpoint"
-            )
-
-
-def _is_plain(value: Any) -> bool:
-    if type(value) is dict:
-        return all(type(key) is str and _is_plain(item) for key, item in value.items())
-    return all(map(_is_plain, value)) if type(value) is list else type(value) in PLAIN

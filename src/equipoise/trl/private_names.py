@@ -109,6 +109,12 @@ ATTRIBUTES = (
         "the token budget of a partial rollout with vLLM",
     ),
     PrivateName(
+        "enable_sleep_mode", "trl.generation.vllm_generation:VLLMGeneration", "read, off for a while",
+        "vLLM is sent the weights in every round of partial rollouts, or sleeps when it has to sample",
+    ),
+    PrivateName("_llm_weights_sleeping", "trl.generation.vllm_generation:VLLMGeneration", "set", "the same"),
+    PrivateName("_last_loaded_step", GRPO, "set", "the same"),
+    PrivateName(
         "_wandb", "transformers.integrations.integration_utils:WandbCallback", "called", "the asymmetry map in wandb"
     ),
     PrivateName(

@@ -148,7 +148,14 @@ class EquipoiseTrainer(ResumableTrainer):
 
     def _get_train_sampler(self, dataset=None) -> Sampler:
         sampler = super()._get_train_sampler(dataset)
-        return EpochSampler(sampler) if isinstance(sampler, RepeatSampler) else sampler
+        self._prompt_order = EpochSampler(sampler) if isinstance(sampler, RepeatSampler) else None
+        return self._prompt_order or sampler
+
+    def _run_epoch(self, model, epoch, *args, **kwargs):
+        # Where a run resumes, on several processes, accelerate puts the sampler into more wrappers than it looks into.
+        if self._prompt_order is not None:
+            self._prompt_order.set_epoch(epoch)
+        super()._run_epoch(model, epoch, *args, **kwargs)
 
     # ---- one micro-batch ----------------------------------------------------------------------------------------
 
