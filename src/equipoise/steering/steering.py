@@ -128,9 +128,7 @@ class Steering:
             RuntimeError: the update needs a preview and was given none: its bounds would be those of one micro-batch.
         """
         if update.needs_preview:
-            raise RuntimeError(
-                "the update needs a preview of all its micro-batches first (Steering.preview)"
-            )
+            raise RuntimeError("the update needs a preview of all its micro-batches first (Steering.preview)")
         part = None if update.grid is None else batch.contribution(update.grid, update.measure)
         if part is not None and update.needs_search:
             update.selection = self._search(part)
