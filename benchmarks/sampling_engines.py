@@ -7,8 +7,8 @@ Speed: prompts of 16 tokens, completions of exactly so many tokens, at temperatu
 Llama of about a million parameters, and the model of a folder. Each engine is measured in a process of its own, after
 one call that is not counted: the median of three, by the clock and by processor time (on a busy machine the second is
 what counts, with one thread). The time to make an engine is measured too: a run pays it once.
-Mismatch: log-probs of the same tokens by the model in transformers, in float32; what becomes of a ratio whose true value
-is 1, and of the bounds that BAPO's search finds. With --errors, without an engine, for errors of given size.
+Mismatch: log-probs of the same tokens by the model in transformers, in float32; what becomes of a ratio whose true
+value is 1, and of the bounds that BAPO's search finds. With --errors, without an engine, for errors of given size.
 Writes results/sampling_engines.md.
 """
 
