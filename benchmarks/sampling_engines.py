@@ -1,13 +1,14 @@
 """What samples faster, vLLM or transformers' generate, and what vLLM's log-probs differ by from the trainer's.
 
     make test-vllm    # makes the environment
-    OMP_NUM_THREADS=2 .venv-vllm/bin/python benchmarks/sampling_engines.py --model FOLDER
+    OMP_NUM_THREADS=1 .venv-vllm/bin/python benchmarks/sampling_engines.py --model FOLDER
 
 Speed: prompts of 16 tokens, completions of exactly so many tokens, at temperature 1, in float32 and in bf16; a random
 Llama of about a million parameters, and the model of a folder. Each engine is measured in a process of its own, after
-one call that is not counted: the median of three. The time to make an engine is measured too: a run pays it once.
-Mismatch: log-probs of the same tokens by the model in transformers, in float32, and what becomes of a ratio whose true
-value is 1: its spread, and the bounds that BAPO's search finds for it, against those for the exact ratio.
+one call that is not counted: the median of three, by the clock and by processor time (on a busy machine the second is
+what counts, with one thread). The time to make an engine is measured too: a run pays it once.
+Mismatch: log-probs of the same tokens by the model in transformers, in float32; what becomes of a ratio whose true
+value is 1, and of the bounds that BAPO's search finds. With --errors, without an engine, for errors of given size.
 Writes results/sampling_engines.md.
 """
 
@@ -96,10 +97,12 @@ def measured(engine: str, dtype: str, model: str, count: int, length: int) -> di
 
     made, times = time.perf_counter() - begun, []
     for _ in range(4):
-        begun = time.perf_counter()
+        begun = time.perf_counter(), time.process_time()
         outputs = sample()
-        times.append(time.perf_counter() - begun)
-    found = {"made": made, "first": times[0], "rate": count * length / statistics.median(times[1:])}
+        times.append((time.perf_counter() - begun[0], time.process_time() - begun[1]))
+    first, (seconds, of_processors) = times[0][0], map(statistics.median, zip(*times[1:], strict=True))
+    tokens = count * length
+    found = {"made": made, "first": first, "rate": tokens / seconds, "processor_rate": tokens / of_processors}
     if engine == "vllm":
         answers = [output.outputs[0] for output in outputs]
         found["ids"] = [list(answer.token_ids) for answer in answers]
@@ -115,8 +118,6 @@ def mismatch(model: str, count: int, found: dict) -> dict:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from equipoise import BoundGrid, contribution, select_bounds
-
     policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     exact = []
     with torch.no_grad():
@@ -124,24 +125,58 @@ def mismatch(model: str, count: int, found: dict) -> dict:
             logits = policy(input_ids=torch.tensor([row + ids])).logits[0, len(row) - 1 : -1]
             exact.append(logits.log_softmax(-1).gather(1, torch.tensor(ids)[:, None])[:, 0])
     exact, theirs = torch.stack(exact).double(), torch.tensor(found["logprobs"]).double()
-    error, g = exact - theirs, torch.Generator().manual_seed(2)
-    mask = torch.ones_like(error, dtype=torch.bool)
-    advantage = torch.randn(len(error), 1, generator=g, dtype=torch.float64).expand_as(error)
-    moved = 0.2 * torch.randn(error.shape, generator=g, dtype=torch.float64)  # of a policy some updates old
-    said = {
+    error = exact - theirs
+    return {
         "mean": error.abs().mean().item(),
         "most": error.abs().max().item(),
         "ratio_std": error.exp().std().item(),
         "outside": ((error.exp() < 0.8) | (error.exp() > 1.2)).double().mean().item(),
+        "searches": searches(error),
     }
-    grid = BoundGrid()
-    for name, log_ratio in {"fresh": torch.zeros_like(error), "stale": moved}.items():
-        for who, off in (("exact", 0), ("vLLM", error)):
-            made = contribution((log_ratio + off).exp(), advantage, mask, grid)
-            chosen = select_bounds(made, grid, target_share=0.51)
-            end = "inactive" if chosen.inactive else "exhausted" if chosen.exhausted else "found"
-            said[f"{name}, {who}"] = f"[{float(chosen.bounds.low):.2f}, {float(chosen.bounds.high):.2f}] {end}"
+
+
+def searches(error) -> list[str]:
+    """What BAPO's search finds where the log-ratios of tokens [rows, time] are off by `error`.
+
+    With the paper's lower bounds and the defaults; for fresh tokens, whose ratio is 1, and a target of 0.55, and for
+    stale ones, with log-ratios of 0.2 and a target in the middle of the path, so that there is something to find.
+    """
+    import torch
+
+    from equipoise import BoundGrid, contribution, select_bounds
+
+    g = torch.Generator().manual_seed(3)
+    advantage = torch.randn(len(error), 1, generator=g, dtype=torch.float64).expand_as(error)
+    moved = 0.2 * torch.randn(error.shape, generator=g, dtype=torch.float64)
+    mask, said = torch.ones_like(error, dtype=torch.bool), []
+    for low in ((0.6, 0.9), (0.9, 0.98)):
+        grid = BoundGrid(low=low)
+
+        def chosen(log_ratio, target, grid=grid):
+            return select_bounds(contribution(log_ratio.exp(), advantage, mask, grid), grid, target_share=target)
+
+        path = chosen(moved, 0.999)
+        middle = (path.share_before + path.share_after) / 2
+        for name, log_ratio, target in (("fresh", error, 0.55), ("stale", moved + error, middle)):
+            found = chosen(log_ratio, target)
+            bounds, negative = (float(found.bounds.low), float(found.bounds.high)), advantage < 0
+            clipped = (negative & (log_ratio.exp() < bounds[0])).sum() / negative.sum()
+            end = "inactive" if found.inactive else "exhausted" if found.exhausted else "found"
+            said.append(
+                f"low {low}, {name}: [{bounds[0]:.2f}, {bounds[1]:.2f}] {end}, share {found.share_before:.4f} to "
+                f"{found.share_after:.4f}, {clipped:.1%} of negative tokens clipped"
+            )
     return said
+
+
+def of_normal_errors() -> Iterator[str]:
+    """The searches for errors of given size, without an engine."""
+    import torch
+
+    for std in (0.0, 1e-6, 0.014, 0.05):
+        g = torch.Generator().manual_seed(2)
+        error = std * torch.randn((256, 48), generator=g, dtype=torch.float64)
+        yield from [f"- normal errors of {std:g}", *(f"  - {line}" for line in searches(error))]
 
 
 def in_a_process(task: str, *arguments: object) -> dict:
@@ -161,12 +196,16 @@ def in_a_process(task: str, *arguments: object) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", help="folder of a larger model")
+    parser.add_argument("--errors", action="store_true", help="only what errors of given size do to the search")
     parser.add_argument("--task", choices=("measured", "mismatch"))
     parser.add_argument("--output", type=Path)
     parser.add_argument("--arguments", nargs="*", default=[])
     options = parser.parse_args()
     if options.task:
         run_task(options)
+        return
+    if options.errors:
+        print(*of_normal_errors(), sep="\n")
         return
     with tempfile.TemporaryDirectory() as folder:
         models = {"1M": str(small_model(Path(folder)))} | ({"folder": options.model} if options.model else {})
@@ -180,12 +219,14 @@ def lines_of(size: str, model: str, folder: Path) -> Iterator[str]:
     count, length = SIZES[size]
     for engine, dtype in ENGINES:
         found = in_a_process("measured", engine, dtype, model, count, length)
-        speed = f"{found['rate']:.0f} tokens/s, made in {found['made']:.1f} s, first call {found['first']:.1f} s"
+        rates = f"{found['processor_rate']:.0f} tokens per second of a processor, {found['rate']:.0f} of the clock"
+        speed = f"{rates}; made in {found['made']:.1f} s, first call {found['first']:.1f} s"
         said = [f"- {size}, {engine}, {dtype}: {speed}"]
         if engine == "vllm":
             kept = folder / "kept.json"
             kept.write_text(json.dumps(found))
-            said.append(f"  - {in_a_process('mismatch', model, count, kept)}")
+            differs = in_a_process("mismatch", model, count, kept)
+            said += [f"  - {line}" for line in (str(differs | {"searches": ""}), *differs["searches"])]
         print(*said, sep="\n", flush=True)
         yield from said
 

@@ -50,6 +50,7 @@ ROOT = "__init__"
 RANK[ROOT] = RANK["controllers"]  # the package itself offers the core and no more
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", ["", ".settings", ".steering", ".diagnostics"])
 def test_import_loads_no_host(room):
     modules = [".".join(["equipoise", *p.relative_to(SOURCE).with_suffix("").parts]) for p in MODULES]

@@ -42,6 +42,7 @@ def test_own_model_and_data_end_to_end(workplace, capsys):
     assert "pass@2" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_the_defaults_it_began_with(workplace, caplog):
     main(arguments(evaluate_every=0, papo_warmup_updates=1, papo_reference_fraction=1.5, papo_strength=0.9))
     expected = run_lines("run/metrics.jsonl")
@@ -58,6 +59,7 @@ def test_a_resumed_run_keeps_the_defaults_it_began_with(workplace, caplog):
         assert untimed(entry) == untimed(reference)
 
 
+@pytest.mark.slow
 def test_a_run_from_its_own_config_is_the_same_run(workplace):
     main(arguments(evaluate_every=0))
     main(["train", "--config", "run/config.yaml", "--output_dir", "again"])
@@ -65,6 +67,7 @@ def test_a_run_from_its_own_config_is_the_same_run(workplace):
     assert kept[0] == kept[1]
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_resumes_to_the_same_files(workplace, monkeypatch):
     main(arguments(output_dir="whole"))
     original = checkpoints.write_marker
@@ -115,6 +118,7 @@ def test_a_file_whose_name_has_signs_of_the_language_of_tasks(workplace, capsys,
     capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_chat_prompts(workplace):
     tokenizer = character_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
@@ -226,6 +230,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(workplace, capsys, monkeypat
     assert len(run_lines("run/metrics.jsonl")) == 4
 
 
+@pytest.mark.slow
 def test_a_full_disk_while_metrics_are_written(workplace, capsys, monkeypatch):
     original = Path.open
 
@@ -246,6 +251,7 @@ def test_a_full_disk_while_metrics_are_written(workplace, capsys, monkeypatch):
     assert [m["update"] for m in run_lines("run/metrics.jsonl")] == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_a_run_whose_model_could_not_be_saved_is_completed_by_resuming_it(workplace, capsys, monkeypatch):
     original = EquipoiseTrainer.save_model
 

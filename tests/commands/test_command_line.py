@@ -234,6 +234,7 @@ def small_run(folder):
     return folder
 
 
+@pytest.mark.slow
 def test_a_report_loads_neither_trl_nor_transformers(tmp_path):
     small_run(tmp_path / "run")
     hosts = ["trl", "transformers", "accelerate", "datasets", "verl"]

@@ -11,6 +11,8 @@ from equipoise.commands.quickstart import recipe_folder
 from equipoise.settings.reading import read_yaml
 from equipoise.trl.keys import build, checked_keys
 
+pytestmark = pytest.mark.slow
+
 STORED = {"replay_fraction": 0.5, "rollout_token_budget": 2, "max_steps": 6, "evaluate_every": 0, "num_iterations": 1}
 
 

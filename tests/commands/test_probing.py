@@ -15,6 +15,8 @@ from equipoise.models.statistics_head import add_statistics_head
 from equipoise.models.warm_starts import warm_start_ladder
 from equipoise.tasks import ladder_task
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):

@@ -36,6 +36,7 @@ def num_lines(name):
     return len(Path(name).read_text().splitlines())
 
 
+@pytest.mark.slow
 def test_end_to_end_again_and_with_another_seed(small, capsys):
     assert main(["quickstart", "--output", "q"]) == 0
     out = capsys.readouterr().out

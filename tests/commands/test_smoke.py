@@ -18,6 +18,7 @@ from equipoise.trl import keys as settings
 PAPERS = recipe_folder() / "papers"
 RECIPES = [path.stem for path in sorted(PAPERS.glob("*.yaml"))]
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:You are using 'rollout_func'"),
     pytest.mark.filterwarnings("ignore:.*environment_factory"),
 ]

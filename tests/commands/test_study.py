@@ -23,6 +23,8 @@ from equipoise.commands.compare.results import (
 from equipoise.commands.compare.study import StudyRun, file_name, read_study
 from equipoise.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 BASE = {"task": "ladder", "model": "m", "use_cpu": True, "max_steps": 2, "learning_rate": 1e-4}
 STUDY = {
     "title": "a study",

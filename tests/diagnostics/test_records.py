@@ -200,6 +200,7 @@ def test_ranks_and_later_recorders_write_files_of_their_own(tmp_path):
     assert len(read_records(tmp_path)) == 15
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_whole_files_up_to_its_last_flush(tmp_path):
     script = f"""
         import sys; sys.path[:0] = {sys.path!r}

@@ -13,6 +13,8 @@ from equipoise.models.warm_starts import ladder as warm_start
 from equipoise.models.warm_starts import ladder_tokenizer, warm_start_ladder
 from equipoise.tasks import ladder_task
 
+pytestmark = pytest.mark.slow
+
 TINY = {"steps": 3, "batch_size": 8, "progress": False}
 
 

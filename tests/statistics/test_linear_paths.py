@@ -155,6 +155,7 @@ def test_other_cases_form_their_logits_again(case, expected, tile, monkeypatch):
     assert walks(monkeypatch, **case) == ((1, 0) if kept else expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 @pytest.mark.parametrize("trained", [("hidden",), NAMES])
 def test_hidden_states_may_be_laid_out_in_any_way(trained, backend, tile):
@@ -248,6 +249,7 @@ class LargestTensor(TorchDispatchMode):
         return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frozen", [False, True])
 def test_never_forms_all_logits(frozen, tile):
     rows, width, vocabulary = 64, 8, max(6400, 8 * tile)

@@ -15,6 +15,8 @@ from equipoise import linear_token_statistics
 from equipoise.statistics import triton_fused, triton_rows, walk
 from equipoise.statistics.moments import Moments, absent_part, moments_of, row_statistics
 
+pytestmark = pytest.mark.slow
+
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
 # The interpreter multiplies the bits of bfloat16 numbers as integers.

@@ -15,7 +15,10 @@ from equipoise.statistics import torch_rows, triton_rows, walk
 from equipoise.statistics.moments import Moments, absent_part, merged, moments_of, row_statistics
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-pytestmark = pytest.mark.skipif(not triton_rows.available(), reason="needs a GPU or TRITON_INTERPRET=1")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not triton_rows.available(), reason="needs a GPU or TRITON_INTERPRET=1"),
+]
 
 HEADS = [
     {"temperature": 1.0, "softcap": None},

@@ -33,8 +33,19 @@ def logprobs(model, batch, temperature) -> torch.Tensor:
 
 def whole_weights(model) -> dict[str, torch.Tensor]:
     """Of a model that may be sharded; asked for by all processes."""
-    state = model.state_dict().items()
-    return {name: v.full_tensor() if isinstance(v, DTensor) else v.clone() for name, v in state}
+    return {name: whole(parameter) for name, parameter in model.named_parameters()}
+
+
+def whole(parameter: torch.Tensor) -> torch.Tensor:
+    """A parameter of which FSDP2 or DeepSpeed may have left a part here."""
+    if isinstance(parameter, DTensor):
+        return parameter.detach().full_tensor()
+    if not hasattr(parameter, "ds_id"):
+        return parameter.detach().clone()
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(parameter):
+        return parameter.detach().clone()
 
 
 class Witness(EquipoiseTrainer):

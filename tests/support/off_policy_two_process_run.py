@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from off_policy_setup import PARTIAL, REPLAY, SETTINGS, Witness, whole_weights
+from torch.distributed.tensor import DTensor
 from trainer_setup import prompts, trainer
 from transformers import TrainingArguments
+from two_process_run import ON_CPU, ZERO3
 
 from equipoise.trl import EquipoiseTrainer
 from equipoise.trl.continuation import Continuation
@@ -45,13 +47,25 @@ class Watched(Continuation):
 
 def made(folder: Path, model: Path | None, kind: type[EquipoiseTrainer]) -> EquipoiseTrainer:
     """The trainer, watched."""
-    settings = {"trainer_class": kind, "dataset": prompts(16), **SETTINGS, **REPLAY, **PARTIAL, **UNEVEN, **SAVED}
+    settings = {
+        "trainer_class": kind,
+        "dataset": prompts(16),
+        **SETTINGS,
+        **REPLAY,
+        **PARTIAL,
+        **UNEVEN,
+        **SAVED,
+        **ON_CPU,
+    }
     if model is None:
         subject = trainer(folder, **settings)
     else:
         from vllm_setup import colocated
 
         subject = colocated(folder, model, **settings)
+    if ZERO3:  # which leaves parameters as small as these whole
+        zero = subject.accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
+        zero["stage3_param_persistence_threshold"] = 0
     subject.off_policy.continuation = Watched(subject, subject.args.num_generations)
     return subject
 
@@ -70,7 +84,7 @@ def run(folder: Path, model: Path | None, *, resume: bool = False) -> dict[str, 
     ]
     ended = {
         "weights": whole_weights(subject.model),
-        "sharded": subject.is_fsdp_enabled,
+        "sharded": any(isinstance(p, DTensor) or not p.numel() for p in subject.model.parameters()),
         "store": subject.off_policy.state_dict(),
         "batch": subject._buffered_inputs,
         "shares": [e.get("equipoise/replay_fraction_used") for e in subject.state.log_history if "loss" in e],

@@ -75,6 +75,7 @@ def test_too_many_failed_episodes_end_the_run_with_their_causes():
     )
 
 
+@pytest.mark.slow
 def test_only_recent_episodes_are_judged():
     reward = EpisodeReward(max_failed_fraction=0.5)
     rewarded(reward, "a" * 300, *[1.0] * 300)

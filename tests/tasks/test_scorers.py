@@ -75,6 +75,7 @@ def test_texts_that_act_are_worth_nothing_and_leave_no_trace(rewards, name, tmp_
         assert logged["verification/refused_fraction"] > 0.7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["countdown", "simple_integration", "string_insertion"])
 def test_texts_that_cost_too_much_are_zero_and_counted(rewards, name):
     scores, logged = scored(rewards[name], COSTLY[:4])

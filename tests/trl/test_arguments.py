@@ -80,6 +80,7 @@ def trained(folder, kind, **settings):
     return subject.model.state_dict()
 
 
+@pytest.mark.slow
 def test_in_bf16_on_a_cpu_it_trains_what_trl_trains_with_a_float32_head(tmp_path):
     """TRL's default rounds logits to bf16 there, ours never: that is all the two differ by."""
     ours = trained(tmp_path, EquipoiseTrainer, bf16=True)

@@ -277,6 +277,7 @@ def test_a_process_takes_part_in_every_round_with_as_many_rows_as_the_engine_nee
         assert subject.vllm_generation.most[-1] == 3, "as many tokens as on every process"
 
 
+@pytest.mark.slow
 def test_tokens_that_vllm_has_no_logprob_for_are_refused(tmp_path):
     with pytest.raises(InputError, match="rollout_token_budget: .*one behaviour log-prob per token"):
         with_vllm(witness(tmp_path / "partial", **PARTIAL), missing=True).train()

@@ -10,6 +10,8 @@ from trainer_setup import digit_reward, prompts, trainer
 
 from equipoise.diagnostics.records import RecordsError, read_records
 
+pytestmark = pytest.mark.slow
+
 KEY = ["update", "sample", "position"]
 
 

@@ -114,8 +114,7 @@ def evaluate_policy(
 
     Samples come from the plain softmax at `temperature` (no top-k, top-p or penalty). The numbers are reproducible for
     one seed and batch size on one machine. Several ranks share the prompts, and all return the evaluation of all: each
-    sample then has a seed of its own, so that two ranks and eight draw the same ones; greedy completions are those of
-    one process.
+    sample then has a seed of its own, the same on any number of ranks; greedy completions are those of one process.
 
     Args:
         model: a transformers model for causal language modelling, on its device.

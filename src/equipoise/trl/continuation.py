@@ -66,7 +66,7 @@ class Continuation:
         )
         self.extra_rows = torch.Generator().manual_seed(seed)
 
-    def finished(self, rows: Rows, version: int) -> tuple[list[Prompt], dict[str, float]]:
+    def finished(self, rows: Rows, version: int) -> tuple[list[Prompt], dict[str, int]]:
         """As many finished groups as `rows` holds, and what is to be measured of the rounds they took.
 
         The groups of `rows` begin now, but no more than make two batches in flight (which happens only where replay

@@ -35,6 +35,7 @@ def labelled():
 CASES = labelled()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("section", CASES, ids=[f"{kind}-{right}" for kind, right in CASES])
 def test_labelled_answers(section):
     judged = [(gold, text, verdict(text, [gold])[0]) for gold, text in CASES[section]]
