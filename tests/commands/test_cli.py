@@ -17,6 +17,8 @@ from equipoise.cli import main
 from equipoise.models.warm_starts import ladder_tokenizer
 from equipoise.trl import EquipoiseTrainer, checkpoints
 
+pytestmark = pytest.mark.slow
+
 
 def test_own_model_and_data_end_to_end(workplace, capsys):
     assert main(arguments()) == 0
@@ -42,7 +44,6 @@ def test_own_model_and_data_end_to_end(workplace, capsys):
     assert "pass@2" in capsys.readouterr().out
 
 
-@pytest.mark.slow
 def test_a_resumed_run_keeps_the_defaults_it_began_with(workplace, caplog):
     main(arguments(evaluate_every=0, papo_warmup_updates=1, papo_reference_fraction=1.5, papo_strength=0.9))
     expected = run_lines("run/metrics.jsonl")
@@ -59,7 +60,6 @@ def test_a_resumed_run_keeps_the_defaults_it_began_with(workplace, caplog):
         assert untimed(entry) == untimed(reference)
 
 
-@pytest.mark.slow
 def test_a_run_from_its_own_config_is_the_same_run(workplace):
     main(arguments(evaluate_every=0))
     main(["train", "--config", "run/config.yaml", "--output_dir", "again"])
@@ -67,7 +67,6 @@ def test_a_run_from_its_own_config_is_the_same_run(workplace):
     assert kept[0] == kept[1]
 
 
-@pytest.mark.slow
 def test_an_interrupted_run_resumes_to_the_same_files(workplace, monkeypatch):
     main(arguments(output_dir="whole"))
     original = checkpoints.write_marker
@@ -118,7 +117,6 @@ def test_a_file_whose_name_has_signs_of_the_language_of_tasks(workplace, capsys,
     capsys.readouterr()
 
 
-@pytest.mark.slow
 def test_chat_prompts(workplace):
     tokenizer = character_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
@@ -230,7 +228,6 @@ def test_a_full_disk_leaves_the_previous_checkpoint(workplace, capsys, monkeypat
     assert len(run_lines("run/metrics.jsonl")) == 4
 
 
-@pytest.mark.slow
 def test_a_full_disk_while_metrics_are_written(workplace, capsys, monkeypatch):
     original = Path.open
 
@@ -251,7 +248,6 @@ def test_a_full_disk_while_metrics_are_written(workplace, capsys, monkeypatch):
     assert [m["update"] for m in run_lines("run/metrics.jsonl")] == [1, 2, 3, 4]
 
 
-@pytest.mark.slow
 def test_a_run_whose_model_could_not_be_saved_is_completed_by_resuming_it(workplace, capsys, monkeypatch):
     original = EquipoiseTrainer.save_model
 

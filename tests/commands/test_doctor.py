@@ -16,6 +16,8 @@ from equipoise.models.warm_starts import warm_start_ladder
 from equipoise.tasks import Task, checked, exact_reward, is_valid_ladder, ladder_task, math_reward
 from equipoise.tasks.ladder import shortest_ladder
 
+pytestmark = pytest.mark.slow
+
 
 def examined(capsys, *arguments):
     """Exit code and the findings by name."""
@@ -45,7 +47,6 @@ def trained(tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
 def test_a_real_run(trained, capsys):
     code, findings = examined(capsys, trained / "run")
     assert len(findings) == 19
@@ -91,7 +92,6 @@ def test_a_model_without_data_and_a_probe_without_data(trained, capsys):
     assert "names no data" in findings["learning rate and first order"]["evidence"]
 
 
-@pytest.mark.slow
 def test_a_probe_of_a_step_that_is_too_large_and_one_that_is_not(trained, capsys):
     arguments = (trained / "base", "--task", "ladder", "--probe", "--learning_rate")
     small, large = (examined(capsys, *arguments, rate)[1]["learning rate and first order"] for rate in (1e-5, 0.1))

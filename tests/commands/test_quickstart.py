@@ -11,6 +11,8 @@ from equipoise.cli import main
 from equipoise.commands import quickstart
 from equipoise.models.warm_starts import warm_start_ladder
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"max_steps": 4, "evaluate_every": 2, "evaluate_samples": 2, "evaluate_k": [1, 2], "save_steps": 1}
 SMALL |= {"per_device_train_batch_size": 16, "evaluate_prompts": 8}
 
@@ -36,7 +38,6 @@ def num_lines(name):
     return len(Path(name).read_text().splitlines())
 
 
-@pytest.mark.slow
 def test_end_to_end_again_and_with_another_seed(small, capsys):
     assert main(["quickstart", "--output", "q"]) == 0
     out = capsys.readouterr().out

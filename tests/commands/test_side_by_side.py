@@ -9,6 +9,8 @@ import side_by_side_jobs as jobs
 from equipoise.commands import side_by_side
 from equipoise.commands.side_by_side import Job, num_updates, work
 
+pytestmark = pytest.mark.slow
+
 ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
 
 
@@ -17,7 +19,6 @@ def test_nothing_to_do_starts_nothing(monkeypatch):
     assert work([], 2, ENVIRONMENT) == {}
 
 
-@pytest.mark.slow
 def test_processes_have_their_environment_and_this_one_keeps_its_own(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert work([Job("note", tmp_path / "deep" / "note", jobs.note, ("OMP_NUM_THREADS",))], 1, ENVIRONMENT) == {}

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 FORMULAS = [
     "2+3*x", "(1+2)/3 - 4**2", "7 % 4",
     "sin(x)**2 + pi + E + I", "5!", "5!!", "f(x)", "log(x, 2)", "ln(2)", "1e5", "0x1f + 0b11",

@@ -12,6 +12,8 @@ from equipoise.tasks import named_task
 from equipoise.tasks.procedural import ProceduralReward
 from equipoise.tasks.workers.pool import WorkerPool
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = [
     "print.__self__.open('x','w')", "print.__self__.open('x', 'w').write('1')", "__import__('os').system('touch x')",
     "print.__self__.__import__('pathlib').Path('x').write_text('1')", "print.__self__.__import__('os').fork()",
@@ -75,7 +77,6 @@ def test_texts_that_act_are_worth_nothing_and_leave_no_trace(rewards, name, tmp_
         assert logged["verification/refused_fraction"] > 0.7
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["countdown", "simple_integration", "string_insertion"])
 def test_texts_that_cost_too_much_are_zero_and_counted(rewards, name):
     scores, logged = scored(rewards[name], COSTLY[:4])

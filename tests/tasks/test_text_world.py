@@ -9,6 +9,8 @@ from equipoise.tasks import named_task
 from equipoise.tasks.environments import text_world
 from equipoise.tasks.environments.episode import OVER
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("textworld", reason="the extra textworld is not installed")
 
 
@@ -27,7 +29,6 @@ def begun(task, number=0):
     return episode, episode.reset(**row), row
 
 
-@pytest.mark.slow
 def test_games_are_made_once_and_are_the_same_by_seed(folder, tmp_path, monkeypatch):
     rows = task_of(folder).train.to_list()
     assert len({row["game"] for row in rows}) == 3
@@ -96,7 +97,6 @@ def test_a_game_that_is_not_there_is_a_failed_episode(folder):
     assert episode._score() is None
 
 
-@pytest.mark.slow
 def test_points_on_the_way_of_the_simple_game(folder):
     task = task_of(folder, "games=1&held_out=0&kind=simple")
     episode, _, row = begun(task)
@@ -117,7 +117,6 @@ def test_games_that_ask_what_is_held_out_are_not_trained_on(folder, monkeypatch,
     assert "1 of 3 training prompts are also in the held-out data" in caplog.text
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("query", "message"),
     [

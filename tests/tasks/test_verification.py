@@ -10,6 +10,8 @@ import pytest
 
 from equipoise.tasks.verification import VerifierPool
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def pool():
@@ -85,7 +87,6 @@ def test_the_end_of_a_long_completion_counts(pool):
     ]
 
 
-@pytest.mark.slow
 def test_long_requests_never_wait_for_a_worker_that_hangs():
     with_one = VerifierPool(1, seconds=0.3, wall_seconds=1)
     outcomes(with_one, ("7", "7"))
@@ -96,7 +97,6 @@ def test_long_requests_never_wait_for_a_worker_that_hangs():
     with_one.close()
 
 
-@pytest.mark.slow
 def test_a_worker_that_dies_costs_no_answer():
     with_one = VerifierPool(1, seconds=5)
     outcomes(with_one, ("7", "7"))
@@ -127,7 +127,6 @@ def test_an_interrupt_leaves_no_answers_behind():
     with_one.close()
 
 
-@pytest.mark.slow
 def test_workers_are_started_when_there_is_work_for_them():
     pool = VerifierPool(4)
     assert not pool._workers

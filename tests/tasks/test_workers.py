@@ -17,6 +17,8 @@ from equipoise.tasks.workers import pool as pool_module
 from equipoise.tasks.workers.pool import default_workers
 from equipoise.tasks.workers.process import WorkerProcess, how_it_ended
 
+pytestmark = pytest.mark.slow
+
 DEAF, LOOP, BOMB, GROWS = "#deaf", "#loop", "#bomb", "#grows"
 KIND = """
 import importlib, sys, types
@@ -123,7 +125,6 @@ timer.limited(lambda: sum(range(10**12)), 0.2)  # hears of no signal
 """
 
 
-@pytest.mark.slow
 @posix
 def test_the_timer_of_a_worker_counts_cpu_time_and_ends_what_does_not_listen():
     ended = subprocess.run([sys.executable, "-c", TIMER], capture_output=True, text=True, timeout=120)
@@ -158,7 +159,6 @@ def test_a_worker_that_stands_still_is_replaced_and_its_answer_tried_again(make)
     assert process.poll() == -signal.SIGKILL
 
 
-@pytest.mark.slow
 @posix
 def test_one_that_stands_still_twice_is_a_timeout(make):
     pool = make(1, seconds=0.3, wall_seconds=1.0)
@@ -191,7 +191,6 @@ class _Striker:
         self.thread.join()
 
 
-@pytest.mark.slow
 @posix
 @pytest.mark.parametrize("times", [1, 4])
 def test_innocent_answers_of_workers_that_are_killed_are_tried_again(make, times):
@@ -211,7 +210,6 @@ def test_what_ends_each_worker_that_tries_it_is_an_error_with_the_signal(make):
     assert verdicts == [Verdict("error", "the worker died 2 times (SIGSEGV)"), Verdict("correct")]
 
 
-@pytest.mark.slow
 @posix
 def test_what_was_tried_before_is_tried_alone(make):
     pool = make(2)
@@ -246,7 +244,6 @@ def test_memory_is_watched_from_outside_as_well(make, monkeypatch):
     assert pool.verdicts([DEAF], [["7"]]) == [Verdict("memory", "needs more memory than a worker has")]
 
 
-@pytest.mark.slow
 def test_cpu_time_is_watched_from_outside_as_well(make, site):
     lacking(site, "import signal; del signal.setitimer")
     pool = make(1, seconds=0.5)
@@ -266,7 +263,6 @@ sys.platform = "win32" if sys.argv[-1] == "never" else "darwin"
 """
 
 
-@pytest.mark.slow
 def test_without_timers_limits_and_seccomp_the_answers_are_the_same(make, site):
     lacking(site, WITHOUT)
     pool = make(2, seconds=0.5)
@@ -306,7 +302,6 @@ def test_a_worker_knows_nothing_of_the_environment(make, monkeypatch):
     assert b"OMP_NUM_THREADS=1" in environment
 
 
-@pytest.mark.slow
 def test_what_imitates_an_answer_is_none(make):
     pool = make(1, seconds=1)
     started(pool)

@@ -13,6 +13,8 @@ from equipoise.models import statistics_head
 from equipoise.trl import EquipoiseConfig, EquipoiseTrainer
 from equipoise.trl.config import OWN_FIELDS
 
+pytestmark = pytest.mark.slow
+
 
 def plain_config(folder, **settings):
     defaults = {
@@ -80,7 +82,6 @@ def trained(folder, kind, **settings):
     return subject.model.state_dict()
 
 
-@pytest.mark.slow
 def test_in_bf16_on_a_cpu_it_trains_what_trl_trains_with_a_float32_head(tmp_path):
     """TRL's default rounds logits to bf16 there, ours never: that is all the two differ by."""
     ours = trained(tmp_path, EquipoiseTrainer, bf16=True)

@@ -7,6 +7,8 @@ import torch
 from trainer_runs import own
 from trainer_setup import prompts, trainer
 
+pytestmark = pytest.mark.slow
+
 LOG_RATIOS = (0.3, -0.1, 0.0, math.log(3))
 """Of the trainer's probability to the engine's, of the first tokens; 0 after them."""
 

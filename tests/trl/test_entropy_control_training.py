@@ -21,6 +21,8 @@ from equipoise.steering import Ranks
 from equipoise.steering.token_control import TokenControl, token_columns
 from equipoise.trl.ranks import gathered_rows
 
+pytestmark = pytest.mark.slow
+
 # Settings under which each method acts on some of the 30 tokens of the hand-made batch, and leaves others.
 ACTIVE = {
     "clip_cov": {"fraction": 0.1, "covariance_low": 0.05},
@@ -108,7 +110,6 @@ def controlled(folder, name, num_parts=1, **settings):
     return trainer(folder, entropy_control=name, entropy_control_args=ACTIVE[name], **split, **settings)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("loss_type", WHOLE_LOSS)
 @pytest.mark.parametrize("name", ACTIVE)
 def test_gradient_is_that_of_the_whole_loss_by_hand(tmp_path, name, loss_type):
@@ -123,7 +124,6 @@ def test_gradient_is_that_of_the_whole_loss_by_hand(tmp_path, name, loss_type):
     assert any(not torch.allclose(actual[n], plain[n], rtol=1e-3, atol=0) for n in plain)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("num_parts", [2, 4])
 @pytest.mark.parametrize("name", ACTIVE)
 def test_gradient_does_not_depend_on_micro_batches(tmp_path, name, num_parts):
@@ -229,7 +229,6 @@ def test_tokens_that_trl_takes_out_of_the_loss_are_neither_counted_nor_marked(tm
     assert (marks[~mask] == 1).all()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ACTIVE)
 def test_every_method_trains_and_says_how_much_it_changes(tmp_path, name):
     settings = {"num_iterations": 2, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}
@@ -243,7 +242,6 @@ def test_every_method_trains_and_says_how_much_it_changes(tmp_path, name):
     assert any(fractions)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["entropy_bonus", "adaptive_entropy_bonus", "top_entropy"])
 def test_methods_of_trl_train(tmp_path, name):
     subject, log = run(tmp_path, entropy_control=name, max_steps=5, num_iterations=2)
@@ -264,7 +262,6 @@ def test_a_bonus_and_a_top_fraction_change_the_gradient_of_trl(tmp_path):
         torch.testing.assert_close(bonus[n], plain[n] + p.grad, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["clip_cov", "kl_cov", "ce_gppo"])
 def test_a_resumed_run_draws_as_the_whole_one(tmp_path, name):
     settings = {
@@ -349,7 +346,6 @@ def test_refusals_name_the_field_the_rule_and_the_value(tmp_path, settings, mess
         config(tmp_path, **settings)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

@@ -11,6 +11,8 @@ from trainer_setup import character_tokenizer, prompts, tiny_model, trainer
 
 from equipoise.trl.checkpoints import CheckpointError
 
+pytestmark = pytest.mark.slow
+
 KINDS = {"replay": REPLAY, "partial": PARTIAL, "both": REPLAY | PARTIAL | {"replay_sampling": "advantage"}}
 SAVED = {"save_strategy": "steps", "save_steps": 1, "max_steps": 12, "polarity": "papo", "papo_warmup_updates": 2}
 
@@ -27,7 +29,6 @@ def uninterrupted(request, tmp_path_factory):
     return request.param, folder, subject
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 2, 5, 8, 12])
 def test_resumed_run_ends_the_same_with_the_same_in_store(uninterrupted, tmp_path, step):
     kind, folder, whole = uninterrupted
@@ -40,7 +41,6 @@ def test_resumed_run_ends_the_same_with_the_same_in_store(uninterrupted, tmp_pat
     assert equal(subject.off_policy.state_dict(), whole.off_policy.state_dict())
 
 
-@pytest.mark.slow
 def test_a_resumed_run_without_its_store_would_end_otherwise(uninterrupted, tmp_path):
     """What the test above could not see, if the store made no difference."""
     kind, folder, whole = uninterrupted
@@ -51,7 +51,6 @@ def test_a_resumed_run_without_its_store_would_end_otherwise(uninterrupted, tmp_
     assert not all(torch.equal(value, weights(whole)[name]) for name, value in weights(subject).items())
 
 
-@pytest.mark.slow
 def test_a_new_run_of_the_same_trainer_begins_with_nothing_in_store(tmp_path):
     subject = make(tmp_path, max_steps=4, save_strategy="no")
     subject.train()
@@ -80,7 +79,6 @@ def truncate(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-@pytest.mark.slow
 def test_a_file_of_something_else_is_refused_in_one_line_and_stays(saved, tmp_path):
     for number, (spoil, message) in enumerate(
         [
@@ -152,7 +150,6 @@ def test_a_store_of_another_model_tokenizer_or_temperature_is_refused(saved, tmp
         type(subject.off_policy)(subject).load(saved / "checkpoint-3")
 
 
-@pytest.mark.slow
 def test_a_failed_write_leaves_the_previous_checkpoint(tmp_path, monkeypatch):
     original = torch.save
 

@@ -11,6 +11,8 @@ from equipoise.rollouts import PartialRollouts
 from equipoise.trl import EquipoiseTrainer
 from equipoise.trl.continuation import Round
 
+pytestmark = pytest.mark.slow
+
 GROUPS, SIZE = 4, 4
 
 
@@ -57,7 +59,6 @@ def run(tmp_path_factory):
     return subject
 
 
-@pytest.mark.slow
 def test_every_segment_has_the_logprobs_and_the_version_of_its_own_policy(run):
     mixed = 0
     for step, batch in run.batches:
@@ -71,7 +72,6 @@ def test_every_segment_has_the_logprobs_and_the_version_of_its_own_policy(run):
     assert mixed > 20, "some trajectories must go on under a later policy for this test to say anything"
 
 
-@pytest.mark.slow
 def test_ratios_are_taken_token_by_token_against_the_policy_of_the_segment(run):
     stale = []
     for step, inputs, (ratio, expected) in run.measured:
@@ -81,7 +81,6 @@ def test_ratios_are_taken_token_by_token_against_the_policy_of_the_segment(run):
     assert torch.tensor(stale).gt(1e-3).float().mean() > 0.9
 
 
-@pytest.mark.slow
 def test_no_trajectory_grows_by_more_than_the_budget_in_a_round(run):
     rounds = [e["equipoise/rollout_rounds"] for e in run.state.log_history if "equipoise/rollout_rounds" in e]
     assert max(rounds) > 1 == min(rounds), "the first batch needs more rounds; later ones find the carried over"
@@ -92,7 +91,6 @@ def test_no_trajectory_grows_by_more_than_the_budget_in_a_round(run):
                 assert int((row[mask] == version).sum()) <= most
 
 
-@pytest.mark.slow
 def test_groups_are_whole_scored_once_with_their_own_rows_and_none_is_lost(run):
     taken = []
     for _, batch in run.batches:
@@ -108,7 +106,6 @@ def test_groups_are_whole_scored_once_with_their_own_rows_and_none_is_lost(run):
     assert [prompt for prompt, _ in run.reward_funcs[0].rows[::SIZE]] == taken
 
 
-@pytest.mark.slow
 def test_completions_are_finished_by_their_end_or_their_full_length(run):
     for _, batch in run.batches:
         for ids, mask in zip(batch["completion_ids"], batch["completion_mask"].bool(), strict=True):
@@ -222,7 +219,6 @@ class SleepingVLLM(FakeVLLM):
         return sampled
 
 
-@pytest.mark.slow
 def test_an_engine_that_sleeps_is_sent_the_weights_once_per_rollout_batch(tmp_path):
     subject = with_vllm(witness(tmp_path, **PARTIAL, max_steps=6), kind=SleepingVLLM)
     engine = subject.vllm_generation
@@ -241,7 +237,6 @@ def with_vllm(subject, kind=FakeVLLM, **settings):
     return subject
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("settings", [PARTIAL, {"replay_fraction": 0.5}], ids=str)
 def test_logprobs_of_vllm_are_used_through_the_same_seam(tmp_path, settings):
     subject = with_vllm(witness(tmp_path, **settings, max_steps=6))
@@ -277,7 +272,6 @@ def test_a_process_takes_part_in_every_round_with_as_many_rows_as_the_engine_nee
         assert subject.vllm_generation.most[-1] == 3, "as many tokens as on every process"
 
 
-@pytest.mark.slow
 def test_tokens_that_vllm_has_no_logprob_for_are_refused(tmp_path):
     with pytest.raises(InputError, match="rollout_token_budget: .*one behaviour log-prob per token"):
         with_vllm(witness(tmp_path / "partial", **PARTIAL), missing=True).train()
@@ -285,7 +279,6 @@ def test_tokens_that_vllm_has_no_logprob_for_are_refused(tmp_path):
         with_vllm(witness(tmp_path / "replay", replay_fraction=0.5), missing=True).train()
 
 
-@pytest.mark.slow
 def test_no_more_than_a_batch_of_groups_is_carried_over_however_small_the_budget(tmp_path):
     subject = witness(tmp_path, rollout_token_budget=1, max_steps=6)
     subject.train()

@@ -14,6 +14,8 @@ from equipoise.diagnostics.run_folder import CHECKPOINT_BEGUN, CHECKPOINT_MARKER
 from equipoise.trl import checkpoints
 from equipoise.trl.checkpoints import CheckpointError
 
+pytestmark = pytest.mark.slow
+
 
 def make(folder, **settings):
     return trainer(folder, **(SETTINGS | settings), dataset=prompts(16))
@@ -36,7 +38,6 @@ def uninterrupted(tmp_path_factory):
     return folder, weights(subject), history(subject), subject.steering.controller.state_dict()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 3, 4, 7, 16, 17, 21, 22])
 def test_resumed_run_ends_with_the_same_weights_and_metrics(uninterrupted, tmp_path, step):
     folder, final_weights, final_history, controller = uninterrupted
@@ -48,7 +49,6 @@ def test_resumed_run_ends_with_the_same_weights_and_metrics(uninterrupted, tmp_p
     assert subject.steering.controller.state_dict() == controller
 
 
-@pytest.mark.slow
 def test_lagged_bounds_are_resumed(tmp_path):
     whole = make(tmp_path / "whole", bapo_scope="lagged", max_steps=8)
     whole.train()
@@ -73,7 +73,6 @@ def test_every_epoch_has_an_order_of_its_own_and_the_first_is_that_of_trl(tmp_pa
     assert sorted(orders[1]) == sorted(orders[0])
 
 
-@pytest.mark.slow
 def test_metrics_between_two_logs_survive(tmp_path):
     whole = make(tmp_path / "whole", logging_steps=4, max_steps=8)
     whole.train()
@@ -134,7 +133,6 @@ def test_older_checkpoints_go_only_after_the_new_one_is_complete(tmp_path, monke
     assert [p.name for p in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]
 
 
-@pytest.mark.slow
 def test_a_run_interrupted_in_the_middle_of_an_update_resumes_in_the_same_process(uninterrupted, tmp_path):
     folder, final_weights, final_history, controller = uninterrupted
     shutil.copytree(folder / "checkpoint-5", tmp_path / "checkpoint-5")
@@ -160,7 +158,6 @@ def test_a_run_interrupted_in_the_middle_of_an_update_resumes_in_the_same_proces
     assert subject.steering.controller.state_dict() == controller
 
 
-@pytest.mark.slow
 def test_a_resumed_run_saves_as_it_is_told_now(tmp_path):
     make(tmp_path, max_steps=1).train()
     make(tmp_path, max_steps=6, save_steps=3).train(resume_from_checkpoint=True)

@@ -12,6 +12,8 @@ from equipoise.diagnostics.asymmetry import asymmetry_figure
 from equipoise.trl import asymmetry_map
 from equipoise.trl.callbacks import MetricsRecorder
 
+pytestmark = pytest.mark.slow
+
 STALE = {"num_iterations": 2, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 4, "num_generations": 4}
 
 

@@ -91,6 +91,7 @@ FILES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not FOLDER.is_dir(), reason=f"the public files are not in {FOLDER} (EQUIPOISE_MATH_DATA names it)")
 @pytest.mark.parametrize("name", FILES)
 def test_golds_of_the_public_files_are_verified(name, caplog):

@@ -49,6 +49,7 @@ def test_every_kind_has_both_labels_and_enough_of_them():
     assert sum(map(len, CASES.values())) > 1000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("section", [s for s in CASES if s[1] and s[0] not in WHOLE_COMPLETIONS], ids=lambda s: s[0])
 def test_an_answer_is_equal_to_itself_and_in_the_other_direction(section):
     """Where two spellings say the same, either may be the expected one."""
