@@ -100,3 +100,12 @@ def test_the_head_multiplies_in_float32_where_that_is_asked_for(tmp_path, monkey
     for name, value in theirs.items():
         torch.testing.assert_close(ours[True][name], value, rtol=0, atol=1e-6)
     assert max((ours[False][name] - value).abs().max() for name, value in theirs.items()) > 1e-5
+
+
+@pytest.mark.parametrize(
+    "features", [{}, {"clipping": "balanced", "polarity": "papo"}, {"replay_fraction": 0.5}], ids=str
+)
+def test_a_streamed_data_set_is_trained_on(tmp_path, features):
+    subject = trainer(tmp_path, max_steps=3, num_iterations=2, dataset=prompts(16).to_iterable_dataset(), **features)
+    subject.train()
+    assert subject.state.global_step == 3

@@ -69,6 +69,7 @@ class EquipoiseTrainer(ResumableTrainer):
     def __init__(self, model, reward_funcs=None, args=None, *further, **kwargs):
         args = own_config(args, model)
         self._on_statistics: Callable[[TokenStatistics], None] | None = None
+        self._prompt_order: EpochSampler | None = None  # a streamed data set has none
         super().__init__(model, reward_funcs, args, *further, **kwargs)
         base = cast(Any, self.model).get_base_model() if is_peft_model(self.model) else self.model
         add_statistics_head(base, temperature=self.temperature, float32_products=args.cast_lm_head_to_fp32)
