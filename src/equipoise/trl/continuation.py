@@ -18,6 +18,7 @@ import torch
 from equipoise.errors import InputError
 from equipoise.rollouts import PartialRollouts, Prompt
 from equipoise.rollouts.partial import Sampled
+from equipoise.trl.ranks import shares_engine
 
 Rows = list[dict[str, Any]]
 PLAIN = (str, int, float, bool, type(None))
@@ -144,8 +145,7 @@ class Continuation:
         if trainer.accelerator.num_processes == 1 or not agreed.sequences:
             return 0
         # TRL cuts what a shared engine answers into slices of one size.
-        shared = trainer.use_vllm and (trainer.vllm_mode == "server" or trainer.vllm_tensor_parallel_size > 1)
-        return agreed.sequences if shared else 1
+        return agreed.sequences if shares_engine(trainer) else 1
 
     @contextmanager
     def _limited(self, most: int) -> Iterator[None]:

@@ -30,6 +30,11 @@ def is_sharded(accelerator: Any) -> bool:
     return backend.is_fsdp or backend.is_zero3
 
 
+def shares_engine(trainer: Any) -> bool:
+    """Whether one vLLM engine serves several processes: it wants as many prompts from each, all at the same time."""
+    return trainer.use_vllm and (trainer.vllm_mode == "server" or trainer.args.vllm_tensor_parallel_size > 1)
+
+
 def evaluation_ranks(accelerator: Any) -> EvaluationRanks:
     """All processes of a run, sharing an evaluation."""
     if accelerator.num_processes == 1:

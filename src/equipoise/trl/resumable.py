@@ -12,14 +12,16 @@ from typing import Any
 import torch
 from accelerate.utils import send_to_device
 from safetensors import SafetensorError
+from torch.utils.data import Sampler
 from trl.trainer.grpo_trainer import GRPOTrainer
+from trl.trainer.utils import RepeatSampler
 
 from equipoise.diagnostics.run_folder import checkpoint_folder, is_foreign, latest_checkpoint, rollout_file
 from equipoise.steering import Steering, Update
 from equipoise.trl import checkpoints
 from equipoise.trl.config import EquipoiseConfig
 from equipoise.trl.off_policy_rollouts import OffPolicyRollouts
-from equipoise.trl.seams import UnloggedLoss
+from equipoise.trl.seams import EpochSampler, UnloggedLoss
 from equipoise.trl.token_recording import TokenRecording
 
 logger = logging.getLogger("equipoise")
@@ -42,6 +44,7 @@ class ResumableTrainer(GRPOTrainer):
     args: EquipoiseConfig
     steering: Steering
     off_policy: OffPolicyRollouts | None
+    _prompt_order: EpochSampler | None = None  # a streamed data set has none
     _recording: TokenRecording | None
     _update: Update | None
     _rollout_step: int
@@ -92,12 +95,20 @@ class ResumableTrainer(GRPOTrainer):
             return "DeepSpeed"
         return "FSDP" if self.is_fsdp_enabled else None
 
-    def _run_epoch(self, *args, **kwargs):
+    def _get_train_sampler(self, dataset=None) -> Sampler:
+        sampler = super()._get_train_sampler(dataset)
+        self._prompt_order = EpochSampler(sampler) if isinstance(sampler, RepeatSampler) else None
+        return self._prompt_order or sampler
+
+    def _run_epoch(self, model, epoch, *args, **kwargs):
         # transformers would train a complete run that is resumed for one update more.
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
-        super()._run_epoch(*args, **kwargs)
+        # Where a run resumes, on several processes, accelerate puts the sampler into more wrappers than it looks into.
+        if self._prompt_order is not None:
+            self._prompt_order.set_epoch(epoch)
+        super()._run_epoch(model, epoch, *args, **kwargs)
 
     def _save_checkpoint(self, model, trial) -> None:
         run_folder = self._get_output_dir(trial=trial)

@@ -19,11 +19,10 @@ from typing import Any, cast
 import torch
 from accelerate.utils import is_peft_model
 from torch import Tensor
-from torch.utils.data import Sampler
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
-from trl.trainer.utils import RepeatSampler, get_config_model_id
+from trl.trainer.utils import get_config_model_id
 
 from equipoise.entropy_control.draw import row_identity
 from equipoise.models.statistics_head import add_statistics_head
@@ -37,7 +36,7 @@ from equipoise.trl.own_methods import CLIPPED_LOSSES
 from equipoise.trl.ranks import accelerator_ranks
 from equipoise.trl.resumable import ResumableTrainer
 from equipoise.trl.reward_checks import check_rewards, without_noise
-from equipoise.trl.seams import EpochSampler, OutputRecorder
+from equipoise.trl.seams import OutputRecorder
 from equipoise.trl.sharding import check_savable, keep_float32_outputs, shard_on_cpu
 from equipoise.trl.shared_rewards import shared_rewards
 from equipoise.trl.token_recording import TokenRecording
@@ -69,7 +68,6 @@ class EquipoiseTrainer(ResumableTrainer):
     def __init__(self, model, reward_funcs=None, args=None, *further, **kwargs):
         args = own_config(args, model)
         self._on_statistics: Callable[[TokenStatistics], None] | None = None
-        self._prompt_order: EpochSampler | None = None  # a streamed data set has none
         super().__init__(model, reward_funcs, args, *further, **kwargs)
         base = cast(Any, self.model).get_base_model() if is_peft_model(self.model) else self.model
         add_statistics_head(base, temperature=self.temperature, float32_products=args.cast_lm_head_to_fp32)
@@ -146,17 +144,6 @@ class EquipoiseTrainer(ResumableTrainer):
             completions = [Transcript(*pair, most) for pair in zip(completions, self.environments, strict=True)]
         with self._turns.loop(super()._generate_single_turn, prompt_ids[0]):
             return super()._tool_call_loop(prompts, prompt_ids, completion_ids, completions, *args)
-
-    def _get_train_sampler(self, dataset=None) -> Sampler:
-        sampler = super()._get_train_sampler(dataset)
-        self._prompt_order = EpochSampler(sampler) if isinstance(sampler, RepeatSampler) else None
-        return self._prompt_order or sampler
-
-    def _run_epoch(self, model, epoch, *args, **kwargs):
-        # Where a run resumes, on several processes, accelerate puts the sampler into more wrappers than it looks into.
-        if self._prompt_order is not None:
-            self._prompt_order.set_epoch(epoch)
-        super()._run_epoch(model, epoch, *args, **kwargs)
 
     # ---- one micro-batch ----------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from equipoise.models.randomness import seeded
-from equipoise.trl.ranks import is_sharded
+from equipoise.trl.ranks import is_sharded, shares_engine
 
 
 class Turns:
@@ -22,11 +22,8 @@ class Turns:
 
     def __init__(self, trainer: Any) -> None:
         self.accelerator = trainer.accelerator
-        shared_engine = trainer.use_vllm and (
-            trainer.vllm_mode == "server" or trainer.args.vllm_tensor_parallel_size > 1
-        )
-        self.equal_numbers = shared_engine  # vLLM's engine wants as many prompts from each process
-        self.in_step = self.accelerator.num_processes > 1 and (shared_engine or is_sharded(self.accelerator))
+        self.equal_numbers = shares_engine(trainer)
+        self.in_step = self.accelerator.num_processes > 1 and (self.equal_numbers or is_sharded(self.accelerator))
         self._looping = False
 
     @contextmanager
