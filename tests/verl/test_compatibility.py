@@ -24,7 +24,7 @@ def test_another_version_is_refused_in_one_line(version, compatibility, monkeypa
 
 
 @pytest.mark.parametrize(
-    "change, lack",
+    ("change", "lack"),
     [
         ({"name": "verl.workers.engine_workers:TrainingWorker.train_micro_batch"}, "train_micro_batch"),
         ({"name": "verl.workers.engines:BaseEngine.forward_backward_batch"}, "verl.workers.engines"),

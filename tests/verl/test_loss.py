@@ -48,14 +48,16 @@ def test_without_bounds_of_ours_it_is_verls_loss_to_the_last_bit(weights):
 
 
 @pytest.mark.parametrize("on_device", [False, True], ids=["numbers", "left by a search"])
-@pytest.mark.parametrize("low, high", [(0.6, 1.2), (0.98, 3.0)])
+@pytest.mark.parametrize(("low", "high"), [(0.6, 1.2), (0.98, 3.0)])
 def test_at_bounds_it_is_the_clipped_loss_of_the_core(low, high, on_device):
     from equipoise.objectives import ppo_clip
     from equipoise.types import PolicyBatch, TokenStatistics
     from equipoise.verl.loss import bounds_in_force, equipoise_loss
 
     rows, config = tokens(), settings_of_actor(clip_ratio_c=1e9)  # the core has no dual clip
-    exact = (torch.tensor(low, dtype=torch.float64), torch.tensor(high, dtype=torch.float64)) if on_device else (low, high)
+    exact = (
+        (torch.tensor(low, dtype=torch.float64), torch.tensor(high, dtype=torch.float64)) if on_device else (low, high)
+    )
     with bounds_in_force(ClipBounds(*exact)):
         loss, found, _ = gradient(equipoise_loss, rows, config)
     core = ppo_clip(

@@ -44,7 +44,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("keys, named", REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize(("keys", "named"), REFUSED.values(), ids=REFUSED)
 def test_bad_keys_are_one_line_that_names_place_key_rule_and_value(keys, named, loss_config):
     with pytest.raises(InputError) as refused:
         loss_config(**keys)

@@ -10,6 +10,8 @@ from equipoise.verl.settings import VerlSettings
 
 STRATEGIES = ("fsdp", "fsdp2")
 ACTOR = "actor_rollout_ref.actor"
+NO_DUAL_CLIP = 1e6
+"""A clip_ratio_c that no ratio reaches; verl's loss has no other way to be without its dual clip."""
 
 
 def check_actor(loss_fn: Any, config: ActorConfig, settings: VerlSettings, model_config: Any) -> None:
@@ -42,6 +44,9 @@ def check_actor(loss_fn: Any, config: ActorConfig, settings: VerlSettings, model
     _require(
         f"{ACTOR}.ulysses_sequence_parallel_size", parallel, "1: sequence parallelism is not supported", parallel == 1
     )
+    if settings.sets_gradient:  # the dual clip would take gradients away that the method sets
+        rule = f">= {NO_DUAL_CLIP:g} with entropy_control={settings.entropy_control!r}: no dual clip"
+        _require(f"{ACTOR}.clip_ratio_c", config.clip_ratio_c, rule, config.clip_ratio_c >= NO_DUAL_CLIP)
     if settings.clipping == "balanced":
         end = settings.bapo_high[1]
         _require(

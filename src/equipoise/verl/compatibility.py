@@ -46,7 +46,7 @@ SYMBOLS = (
         ("local_path", "hdfs_path", "del_local_after_load"),
     ),
     Symbol(f"{WORKERS}:ActorRolloutRefWorker.actor_worker_cls", "set: the class the actor is built with"),
-    Symbol(f"{WORKERS}:ActorRolloutRefWorker.update_weights", "wrapped: versions of the weights", ("global_steps", "mode")),
+    Symbol(f"{WORKERS}:ActorRolloutRefWorker.update_weights", "wrapped: versions of weights", ("global_steps", "mode")),
     Symbol(
         "verl.workers.engine:BaseEngine.forward_backward_batch", "wrapped: all passes of an update",
         ("data", "loss_function", "forward_only"),
@@ -56,11 +56,9 @@ SYMBOLS = (
         "verl.workers.engine.fsdp:FSDPEngineWithLMHead.prepare_model_outputs",
         "read: with distillation_use_topk the loss is given the logits", ("logits_processor_func",),
     ),
-    Symbol("verl.workers.utils.losses:ppo_loss", "called: the loss of a micro-batch", ("config", "model_output", "data")),
+    Symbol("verl.workers.utils.losses:ppo_loss", "called for every micro-batch", ("config", "model_output", "data")),
     Symbol("verl.workers.utils.padding:no_padding_2_padding", "called", ("tensor", "data")),
-    Symbol(
-        "verl.trainer.ppo.core_algos:register_policy_loss", "called: the loss by its name", ("name",),
-    ),
+    Symbol("verl.trainer.ppo.core_algos:register_policy_loss", "called: the loss by its name", ("name",)),
     Symbol(
         "verl.trainer.ppo.core_algos:compute_policy_loss_vanilla", "called at our bounds",
         (

@@ -134,7 +134,7 @@ def _rewards(data: TensorDict) -> Float[Tensor, " batch"]:
 
 
 def _groups(data: TensorDict) -> Int64[Tensor, " batch"]:
-    """A number for the prompt of each row, the same on every rank: a hash of verl's uid, of 48 bits (exact as float)."""
+    """A number for the prompt of each row, on every rank the same: 48 bits of a hash of verl's uid (exact as float)."""
     uids = tu.get(data, "uid", default=None)
     if uids is None:
         return torch.full((len(data),), -1, dtype=torch.int64)

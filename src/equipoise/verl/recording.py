@@ -1,4 +1,4 @@
-"""The run folder of a verl run: metrics.jsonl and token records, as `equipoise report` and `equipoise doctor` read them."""
+"""The run folder of a verl run: metrics.jsonl and token records, as `equipoise report` and `doctor` read them."""
 
 import itertools
 import json

@@ -123,7 +123,9 @@ class SteeredUpdates:
             rollout_weight=self.settings.bapo_token_weight == "rollout",
             correction=rows.get("rollout_is_weights", None),
             dual_clip=self.config.clip_ratio_c,
-            engine_log_ratio=self._engine_log_ratio(statistics.logprob, old, rows.get("rollout_log_probs", None), staleness),
+            engine_log_ratio=self._engine_log_ratio(
+                statistics.logprob, old, rows.get("rollout_log_probs", None), staleness
+            ),
             row=None if self.steering.token_control is None else sequence_identity(data),
         )
 

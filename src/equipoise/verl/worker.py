@@ -164,7 +164,7 @@ class EquipoiseWorker(TrainingWorker):
         if text[0] is None:
             if dist.get_rank() == 0:
                 logger.warning(
-                    "%s has no %s: model, optimizer and data go on; controllers, bounds and counts of updates begin anew.",
+                    "%s has no %s: model, optimizer and data go on; controllers, bounds and counts begin anew.",
                     local_path, CHECKPOINT_MARKER,
                 )  # fmt: skip
             return
