@@ -93,6 +93,7 @@ def task_overrides(chosen: argparse.Namespace) -> list[str]:
         "actor_rollout_ref.actor.ppo_epochs=2",
         "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=8",
         "actor_rollout_ref.actor.optim.lr=3e-3",
+        "actor_rollout_ref.actor.calculate_entropy=True",
         # The loss takes the log-probs of the rollout: those of the policy that sampled.
         "actor_rollout_ref.rollout.calculate_log_probs=True",
         "algorithm.rollout_correction.bypass_mode=True",
