@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from equipoise.trl.callbacks import HeldOutEvaluation, JsonLines, MetricsRecorder
+from equipoise.diagnostics.json_lines import JsonLines
+from equipoise.trl.callbacks import HeldOutEvaluation, MetricsRecorder
 
 
 def lines(path):

@@ -3,7 +3,6 @@
 # pyright: reportOptionalMemberAccess=false, reportArgumentType=false
 # (transformers types what a trainer holds as optional, or as one of many kinds)
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,12 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
-from equipoise.clipping import clipped_high, clipped_low
 from equipoise.diagnostics.records import TokenRecorder, drop_after
+from equipoise.diagnostics.records.columns import steered_columns
 from equipoise.diagnostics.run_folder import RECORDS_FOLDER
+from equipoise.models.decoding import token_decoder
 from equipoise.steering import MicroBatch, Steered
 from equipoise.trl.config import EquipoiseConfig
-from equipoise.types import ClipBounds
 
 SAMPLE, REWARD = "equipoise_sample", "equipoise_reward"
 """What travels with a rollout batch through TRL's shuffling and splitting, one value per sample."""
@@ -63,58 +62,30 @@ class TokenRecording(TrainerCallback):
         total = torch.cat([total, total.new_full((count - fresh,), torch.nan)])
         return {SAMPLE: sample.to(device), REWARD: total.to(device)}
 
-    def record(
-        self,
-        update: int,
-        policy_version: int,
-        inputs: dict[str, Any],
-        batch: MicroBatch,
-        steered: Steered,
-        bounds: ClipBounds | None,
-    ) -> None:
+    def record(self, update: int, inputs: dict[str, Any], batch: MicroBatch, steered: Steered, *, clips: bool) -> None:
         """Record one micro-batch, when its update is one that is recorded.
 
         Args:
             update: from 1.
-            policy_version: updates before the rollout batch was sampled, where the batch does not say it per token.
             inputs: what TRL's loss is given.
             batch: what steering measures of it.
             steered: what steering made of it.
-            bounds: in force; None for a loss without.
+            clips: the loss has clip bounds, those of `steered`.
         """
         if self.recorder is None or (update - 1) % self.every:
             return
-        logprob = batch.statistics.logprob
-        old = logprob.detach() if batch.old_logprob is None else batch.old_logprob
+        columns = steered_columns(update, batch, steered, clips=clips)
         sample = inputs.get(SAMPLE)  # missing in a rollout batch of a run that was resumed to be recorded
-        is_set = torch.zeros_like(batch.loss_mask) if steered.is_set is None else steered.is_set
-        # There the loss reads a gradient factor g at a ratio of 1; recorded is what the true ratio makes g of.
-        reweighted_advantage = torch.where(is_set, steered.advantage / batch.ratio, steered.advantage)
-        version = inputs.get("policy_version")
-        clipped = {}
-        if bounds is not None:
-            for name, state in (("clipped_low", clipped_low), ("clipped_high", clipped_high)):
-                clipped[name] = state(batch.ratio, batch.advantage, bounds) & batch.loss_mask & ~is_set
         self.recorder.record(
             update=update,
             token_mask=inputs["completion_mask"],
-            sample=torch.full((len(logprob),), -1) if sample is None else sample,
+            sample=torch.full((len(batch.ratio),), -1) if sample is None else sample,
             group=None if sample is None else sample // self.group_size,
             token_id=inputs["completion_ids"],
             prompt=_prompts(inputs),
-            policy_version=torch.full((len(logprob),), policy_version) if version is None else version,
-            behavior_logprob=inputs.get("sampling_per_token_logps", old),
-            old_logprob=old,
-            logprob=logprob,
-            ratio=batch.ratio,
-            entropy=batch.statistics.entropy,
-            tendency=batch.statistics.tendency,
-            advantage=batch.advantage,
-            reweighted_advantage=reweighted_advantage,
-            action_mask=batch.action_mask,
-            loss_mask=batch.loss_mask,
+            behavior_logprob=inputs.get("sampling_per_token_logps", columns["old_logprob"]),
             reward=inputs.get(REWARD),
-            **clipped,
+            **columns,
         )
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -128,7 +99,7 @@ class TokenRecording(TrainerCallback):
         self.recorder = TokenRecorder(
             self.folder,
             run=self.folder.parent.name,
-            decode=_decoder(self.tokenizer),
+            decode=token_decoder(self.tokenizer),
             rank=self.rank,
             fraction=self.fraction,
             seed=self.seed,
@@ -149,16 +120,3 @@ class TokenRecording(TrainerCallback):
 def _prompts(inputs: dict[str, Any]) -> list[np.ndarray]:
     ids, mask = inputs["prompt_ids"].cpu().numpy(), inputs["prompt_mask"].bool().cpu().numpy()
     return [row[keep] for row, keep in zip(ids, mask, strict=True)]
-
-
-def _decoder(tokenizer: PreTrainedTokenizerBase):
-    """Ids -> text in another thread: fast tokenizers refuse to be used in two at once, so it has a copy."""
-    tokenizer = copy.deepcopy(tokenizer)
-
-    def decode(ids: list[int]) -> str:
-        text = str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
-        if len(ids) == 1 and str(tokenizer.convert_ids_to_tokens(ids[0])).startswith("▁") and not text.startswith(" "):
-            text = " " + text  # SentencePiece drops the space of a first piece
-        return text
-
-    return decode

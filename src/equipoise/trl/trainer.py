@@ -194,8 +194,8 @@ class EquipoiseTrainer(ResumableTrainer):
             self.epsilon_low, self.epsilon_high = 1 - steered.bounds.low, steered.bounds.high - 1
         self._put(inputs, steered)
         if self._recording is not None:
-            bounds = None if update.selection is None else steered.bounds
-            self._recording.record(self.state.global_step + 1, self._rollout_step, inputs, batch, steered, bounds)
+            clips = update.selection is not None
+            self._recording.record(self.state.global_step + 1, inputs, batch, steered, clips=clips)
 
     def _put(self, inputs: dict[str, Any], steered: Steered) -> None:
         if self.args.polarity != "off" or steered.is_set is not None:

@@ -1,0 +1,122 @@
+"""The run folder of a verl run: metrics.jsonl and token records, as `equipoise report` and `doctor` read them."""
+
+import itertools
+import json
+import logging
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from transformers import PreTrainedTokenizerBase
+
+import equipoise
+from equipoise.diagnostics.json_lines import JsonLines
+from equipoise.diagnostics.records import TokenRecorder, drop_after
+from equipoise.diagnostics.records.columns import steered_columns
+from equipoise.diagnostics.run_folder import ENVIRONMENT_FILE, METRICS_FILE, RECORDS_FOLDER
+from equipoise.files import write_at_once, writing
+from equipoise.models.decoding import token_decoder
+from equipoise.steering import MicroBatch, Steered, Update
+from equipoise.verl.origin import GROUP, REWARD, SAMPLE
+from equipoise.verl.settings import VerlSettings
+from equipoise.verl.statistics import token_rows
+
+logger = logging.getLogger("equipoise")
+
+
+class RunFolder:
+    """What one rank writes of a run.
+
+    Args:
+        settings: with an `output_dir`.
+        tokenizer: of the policy.
+        rank: of this one among those that share an update; the first writes the metrics.
+        world_size: of them.
+    """
+
+    def __init__(self, settings: VerlSettings, tokenizer: PreTrainedTokenizerBase, rank: int, world_size: int):
+        self.folder, self.rank, self.world_size = Path(str(settings.output_dir)), rank, world_size
+        self.every, self.fraction = settings.record_tokens, settings.record_tokens_fraction
+        self.lines = JsonLines(self.folder / METRICS_FILE)
+        self.tokenizer = tokenizer
+        self.recorder: TokenRecorder | None = None
+
+    def begin(self, updates: int) -> None:
+        """Make ready, before the first update of this process; all ranks are there.
+
+        What a resumed run writes again is dropped; what another run left, which began anew, is moved aside.
+
+        Args:
+            updates: optimizer updates that are done.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        records = self.folder / RECORDS_FOLDER
+        if self.rank == 0:
+            with writing(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                if not updates:
+                    self._keep_found(records, self.lines.path)
+                write_at_once(self.folder / ENVIRONMENT_FILE, json.dumps(self._environment(), indent=2) + "\n")
+            self.lines.drop_after(updates)
+            if updates:
+                drop_after(records, updates)
+        if self.every:
+            torch.distributed.barrier()
+            self.recorder = TokenRecorder(
+                records,
+                run=self.folder.name,
+                decode=token_decoder(self.tokenizer),
+                rank=self.rank,
+                fraction=self.fraction,
+            )
+
+    def _keep_found(self, *paths: Path) -> None:
+        for path in (path for path in paths if path.exists()):
+            kept = next(p for n in itertools.count(1) if not (p := path.with_name(f"found-{n}-{path.name}")).exists())
+            logger.warning("%s is of another run, and this one begins anew: it is kept as %s.", path, kept.name)
+            path.rename(kept)
+
+    def _environment(self) -> dict[str, Any]:
+        names = ("torch", "verl", "ray", "transformers")
+        return {
+            "host": "verl",
+            "python": platform.python_version(),
+            "machine": platform.platform(),
+            "world_size": self.world_size,
+            "versions": {"equipoise": equipoise.__version__} | {name: version(name) for name in names},
+        }
+
+    def record(self, update: Update, data: TensorDict, batch: MicroBatch, steered: Steered) -> None:
+        """Record the tokens of a micro-batch, when its update is one that is recorded."""
+        if self.recorder is None or update.number % self.every:
+            return
+        columns = steered_columns(update.number + 1, batch, steered, clips=update.selection is not None)
+        known = data.select(*(name for name in ("responses", "rollout_log_probs") if name in data)).to_padded_tensor()
+        lengths = torch.tensor([len(row) for row in token_rows(data, "responses")])
+        width = batch.ratio.shape[1]
+        self.recorder.record(
+            update=update.number + 1,
+            token_mask=torch.arange(width)[None] < lengths[:, None],
+            sample=data[SAMPLE],
+            group=data[GROUP],
+            reward=data[REWARD],
+            token_id=known["responses"][:, :width],
+            prompt=[row.cpu().numpy() for row in token_rows(data, "prompts")],
+            behavior_logprob=known.get("rollout_log_probs", columns["old_logprob"]),
+            **columns,
+        )
+
+    def log(self, update: int, values: dict[str, float]) -> None:
+        """One line of the metrics, on the first rank."""
+        if self.rank == 0:
+            self.lines.append({"update": update, **values})
+
+    def flush(self) -> None:
+        """Bring the records to disk: a worker of Ray's may be ended without a word."""
+        if self.recorder is not None:
+            self.recorder.flush()

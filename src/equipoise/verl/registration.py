@@ -1,0 +1,34 @@
+"""Making verl use what is ours: the loss by its name, the worker in its actors, the versions of sent weights."""
+
+import functools
+from typing import Any
+
+from verl.trainer.ppo.core_algos import register_policy_loss
+from verl.workers.engine_workers import ActorRolloutRefWorker
+
+from equipoise.verl.loss import equipoise_loss
+from equipoise.verl.settings import LOSS_MODE
+from equipoise.verl.worker import EquipoiseWorker
+
+
+def register() -> None:
+    """Register the loss and the worker in this process; a second time changes nothing."""
+    register_policy_loss(LOSS_MODE)(equipoise_loss)
+    ActorRolloutRefWorker.actor_worker_cls = EquipoiseWorker
+    update_weights: Any = ActorRolloutRefWorker.update_weights
+    if not getattr(update_weights, "tells_equipoise", False):
+        ActorRolloutRefWorker.update_weights = _telling(update_weights)
+
+
+def _telling(update_weights: Any) -> Any:
+    """verl's method, which then tells our worker which version of the weights was sent."""
+
+    @functools.wraps(update_weights)  # how verl dispatches it is in its attributes
+    async def telling(self: Any, global_steps: int | None = None, mode: str = "auto") -> Any:
+        result = await update_weights(self, global_steps=global_steps, mode=mode)
+        if isinstance(self.actor, EquipoiseWorker):
+            self.actor.weights_sent(global_steps)
+        return result
+
+    telling.tells_equipoise = True  # pyright: ignore[reportFunctionMemberAccess]
+    return telling

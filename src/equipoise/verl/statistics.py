@@ -1,0 +1,84 @@
+"""Token statistics of a micro-batch, through the door that verl keeps for distillation, and the tokens they belong to.
+
+With `distillation_use_topk` in the batch, verl's engine hands the tempered logits of all tokens, packed, to the loss
+before it computes the log-probs; what comes back per token travels with them.
+"""
+
+import torch
+from jaxtyping import Float, Int, Int64
+from tensordict import TensorDict
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from verl.workers.utils.padding import no_padding_2_padding
+
+from equipoise.entropy_control.draw import row_identity
+from equipoise.statistics import token_statistics
+from equipoise.types import TokenStatistics
+
+ROWS_AT_ONCE = 1024
+"""Tokens whose logits are taken to float32 at a time: at a vocabulary of 150,000, 0.6 GB each for a few copies."""
+
+_PREFIX = "equipoise_"
+_NAMES = ("entropy", "tendency", "correction")
+
+
+@torch.no_grad()
+def packed_statistics(logits: Float[Tensor, "1 tokens vocabulary"], data: TensorDict) -> dict[str, Tensor]:
+    """Entropy, tendency and correction [1, tokens] of the next token of each place, by the names in verl's output.
+
+    Args:
+        logits: at the temperature of the rollout, of all sequences one after the other; the last place of a sequence
+            has no next token, and verl reads nothing there.
+        data: the micro-batch.
+    """
+    ids: Int[Tensor, " tokens"] = data["input_ids"].values()
+    labels = ids.roll(-1, 0)
+    if logits.shape[1] != len(labels):
+        raise ValueError(
+            f"verl gave logits of {logits.shape[1]} places for {len(labels)} tokens: sequence parallelism or padding "
+            f"that is not supported"
+        )
+    parts = [
+        token_statistics(part, part_labels)
+        for part, part_labels in zip(logits[0].split(ROWS_AT_ONCE), labels.split(ROWS_AT_ONCE), strict=True)
+    ]
+    return {_PREFIX + name: torch.cat([getattr(part, name) for part in parts])[None] for name in _NAMES}
+
+
+def response_statistics(model_output: dict[str, Tensor], data: TensorDict) -> TokenStatistics:
+    """The statistics [batch, time] of the responses, detached, with verl's own log-probs.
+
+    Args:
+        model_output: of verl's engine, with what `packed_statistics` gave it.
+        data: the micro-batch.
+    """
+    logprob = no_padding_2_padding(model_output["log_probs"].detach(), data)
+    return TokenStatistics(logprob, *(no_padding_2_padding(model_output[_PREFIX + name], data) for name in _NAMES))
+
+
+def token_rows(data: TensorDict, name: str) -> list[Int[Tensor, " tokens"]]:
+    """Prompts or responses without padding, one per sequence.
+
+    Args:
+        data: a batch of verl's, with or without padding.
+        name: "prompts" or "responses".
+    """
+    values = data[name]
+    if values.is_nested:
+        return list(values.unbind())
+    width = data["prompts"].shape[1]
+    mask = data["attention_mask"].bool()
+    mask = mask[:, :width] if name == "prompts" else mask[:, width:]
+    return [row[keep] for row, keep in zip(values, mask, strict=True)]
+
+
+def sequence_identity(data: TensorDict) -> Int64[Tensor, " batch"]:
+    """Which sequence each row is, whatever it is padded to (`equipoise.entropy_control.draw`)."""
+    prompts = _padded(token_rows(data, "prompts"), "left")
+    return row_identity(*prompts, *_padded(token_rows(data, "responses"), "right"))
+
+
+def _padded(rows: list[Tensor], side: str) -> tuple[Tensor, Tensor]:
+    ids = pad_sequence(rows, batch_first=True, padding_side=side)
+    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side=side)
+    return ids, mask
