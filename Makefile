@@ -4,6 +4,8 @@
 # make test-trl TRL=../trl   TRL's own tests of its GRPO trainer, from a checkout, on its trainer and on ours
 # All make .venv and install into it; the second time they start at once.
 # make test-vllm    tests with vLLM itself, on a CPU, in an environment of its own (.venv-vllm)
+# make test-verl    tests with verl itself, on CPUs, in an environment of its own (.venv-verl)
+# make verl-demo    verl's own trainer with equipoise, on CPUs, in the same environment (runs/verl-cpu)
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -12,11 +14,13 @@ RUN := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 VLLM := .venv-vllm
 VLLM_BIN := $(VLLM)/bin
+VERL := .venv-verl
+VERL_BIN := $(VERL)/bin
 
 # Threads of a tiny model on a few busy cores only wait for each other.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart test test-fast test-vllm test-trl lint clean
+.PHONY: quickstart test test-fast test-vllm test-verl test-trl verl-demo lint clean
 
 quickstart: $(RUN)
 	$(BIN)/equipoise quickstart
@@ -34,6 +38,13 @@ test-fast: $(DEV)
 test-vllm: $(VLLM)/.installed
 	$(VLLM_BIN)/python -c "import vllm"
 	$(VLLM_BIN)/python -m pytest tests/vllm
+
+test-verl: $(VERL)/.installed
+	$(VERL_BIN)/python -c "import verl"
+	$(VERL_BIN)/python -m pytest tests/verl
+
+verl-demo: $(VERL)/.installed
+	$(VERL_BIN)/python recipes/verl/cpu/run.py --output runs/verl-cpu
 
 test-trl: $(DEV)
 	PYTHONPATH=tests/support $(BIN)/python -m trl_suite $(TRL)
@@ -62,5 +73,12 @@ $(VLLM)/.installed: pyproject.toml constraints-vllm.txt
 	$(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@
 
+# Compiled at once: a run of verl is ten processes that import it.
+$(VERL)/.installed: pyproject.toml constraints-verl.txt
+	$(PYTHON) -m venv $(VERL)
+	$(VERL_BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r constraints-verl.txt
+	$(VERL_BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
 clean:
-	rm -rf $(VENV) $(VLLM)
+	rm -rf $(VENV) $(VLLM) $(VERL)

@@ -6,9 +6,7 @@ CPU, and torch refuses a device that is named twice. Here ranks ask for "cpu:glo
 
 from functools import partial
 
-from verl.models.transformers import monkey_patch
 from verl.utils.distributed import initialize_global_process_group_ray
 from verl.workers import engine_workers
 
 engine_workers.initialize_global_process_group_ray = partial(initialize_global_process_group_ray, backend="cpu:gloo")
-monkey_patch.is_trl_available = lambda: False

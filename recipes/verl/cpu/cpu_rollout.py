@@ -50,8 +50,12 @@ class Sampling:
             room: What the model's context leaves beside the prompt. [tokens]
 
         Raises:
-            ValueError: A parameter has a value that is not offered, or is unknown.
+            ValueError: A parameter has a value that is not offered, or is unknown; the prompt leaves no room.
         """
+        if room < 1:
+            raise ValueError(
+                f"the prompt leaves no room for an answer: it is {1 - room} tokens too long for the context"
+            )
         asked = dict(asked)
         for name, neutral in NEUTRAL.items():
             if (value := asked.pop(name, neutral)) != neutral:

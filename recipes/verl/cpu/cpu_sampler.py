@@ -1,4 +1,4 @@
-"""A step of a toy takes a second: verl's trainer looks every tenth of one whether its answers are there, not every two."""
+"""A step of a toy takes a second or two: the trainer looks for answers ten times a second, not every two seconds."""
 
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 

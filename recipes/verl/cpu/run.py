@@ -25,8 +25,14 @@ from pathlib import Path
 import psutil
 
 HERE = Path(__file__).resolve().parent
-SHOWN = {"critic/score/mean": "reward", "actor/entropy": "entropy", "actor/grad_norm": "gradient norm"}
-"""Metrics of verl on the screen, with what they are called there."""
+SHOWN = {
+    "critic/score/mean": "reward",
+    "actor/entropy_loss": "entropy",
+    "actor/grad_norm": "gradient norm",
+    "actor/equipoise/bounds_low": "ratio clipped below",
+    "actor/equipoise/bounds_high": "above",
+}
+"""Metrics of verl's log on the screen, with what they are called there; means over a step's two updates."""
 
 
 def options(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -60,7 +66,10 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def equipoise_overrides(output: Path) -> list[str]:
-    """What turns equipoise on in verl, on GPUs as here."""
+    """What turns equipoise on in verl, on GPUs as here; the first is in `cpu_overrides`, with what CPUs add to it.
+
+    actor_rollout_ref.model.external_lib=equipoise.verl
+    """
     loss = "actor_rollout_ref.actor.policy_loss"
     return [
         f"{loss}.loss_mode=equipoise",
@@ -93,6 +102,7 @@ def task_overrides(chosen: argparse.Namespace) -> list[str]:
         "actor_rollout_ref.actor.ppo_epochs=2",
         "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=8",
         "actor_rollout_ref.actor.optim.lr=3e-3",
+        "actor_rollout_ref.actor.calculate_entropy=True",
         # The loss takes the log-probs of the rollout: those of the policy that sampled.
         "actor_rollout_ref.rollout.calculate_log_probs=True",
         "algorithm.rollout_correction.bypass_mode=True",
@@ -101,7 +111,7 @@ def task_overrides(chosen: argparse.Namespace) -> list[str]:
 
 def cpu_overrides(chosen: argparse.Namespace) -> list[str]:
     """What CPUs need: FSDP2 in float32, the backend of `cpu_rollout`, Ray with places for the ranks."""
-    libraries = ["cpu_ranks", "cpu_rollout", *([] if chosen.plain else ["equipoise.verl"])]
+    libraries = ["equipoise.verl", "cpu_ranks", "cpu_rollout"]
     return [
         "trainer.device=cpu",
         f"trainer.n_gpus_per_node={chosen.ranks}",
@@ -152,7 +162,8 @@ def metrics_file(output: Path) -> Path:
 
 def environment(metrics: Path) -> dict[str, str]:
     """Of verl's trainer, and so of all that Ray starts."""
-    return os.environ | {
+    inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}  # no cluster of others
+    return inherited | {
         "VERL_PLATFORM": "cpu",
         "VERL_USE_EXTERNAL_MODULES": "cpu_platform",
         "VERL_ENGINE_DEVICE": "cuda",
