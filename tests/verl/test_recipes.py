@@ -18,9 +18,12 @@ def overrides_of(recipe, folder, *more):
     stub.write_text(STUB)
     stub.chmod(stub.stat().st_mode | stat.S_IXUSR)
     environment = os.environ | {
-        "PYTHON": str(stub), "SAID": str(folder / "said"), "OUTPUT": str(folder / "run"), "TRAIN_FILES": "train.parquet",
+        "PYTHON": str(stub),
+        "SAID": str(folder / "said"),
+        "OUTPUT": str(folder / "run"),
+        "TRAIN_FILES": "train.parquet",
         "TEST_FILES": "test.parquet",
-    }  # fmt: skip
+    }
     subprocess.run(["bash", str(recipe), *more], env=environment, check=True, timeout=60)
     module, *overrides = json.loads((folder / "said").read_text())[1:]
     assert module == "verl.trainer.main_ppo"

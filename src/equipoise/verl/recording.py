@@ -5,6 +5,7 @@ import itertools
 import json
 import logging
 import platform
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,7 @@ class RunFolder:
             **columns,
         )
 
-    def log(self, update: int, values: dict[str, float]) -> None:
+    def log(self, update: int, values: Mapping[str, float | None]) -> None:
         """One line of the metrics, on the first rank."""
         if self.rank == 0:
             self.lines.append({"update": update, **values})
