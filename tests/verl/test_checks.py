@@ -110,6 +110,14 @@ def test_versions_that_were_never_sent_count_as_the_one_before_and_forgotten_one
     assert versions.updates_before(None, -1) == -1
 
 
+@pytest.mark.parametrize(("updates", "old_policy"), [(6, 6), (8, 6)], ids=["after a version", "between versions"])
+def test_verls_own_old_log_probs_are_of_the_weights_that_were_sent_last(updates, old_policy):
+    data = step(old_log_probs=torch.zeros(4, 3), extra_fields=told(3, 3, 3, 3))
+    origin = examined(data, versions_of(0, 2, 4, 6), updates=updates)  # rows of that version are not stale
+    assert (origin.updates, origin.old_policy) == (updates, old_policy)
+    assert examined(step(old_log_probs=torch.zeros(4, 3)), updates=updates).old_policy == updates  # none were sent
+
+
 @pytest.mark.parametrize("same", [True, False])
 def test_old_log_probs_are_the_rollouts_when_they_equal_them_on_every_rank(same):
     old = torch.randn(4, 3)

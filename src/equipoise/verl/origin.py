@@ -48,6 +48,10 @@ class Versions:
         for old in sorted(self.updates)[: -self.KEPT]:
             del self.updates[old]
 
+    def latest(self, otherwise: int) -> int:
+        """Updates before the weights that were sent last; `otherwise` where none were."""
+        return self.updates[max(self.updates)] if self.updates else otherwise
+
     def updates_before(self, version: int | None, otherwise: int) -> int:
         """Updates before the weights of a version; `otherwise` where nothing is known of it."""
         if version is None or not self.updates:
@@ -62,11 +66,14 @@ class Origin:
 
     Attributes:
         updates: optimizer updates before the step.
-        from_rollout: the old log-probs are those of the engine that sampled (verl's bypass mode).
+        old_policy: optimizer updates before the policy that verl computes old log-probs with: the weights that were
+            sent last, also where a trainer makes several steps between two versions.
+        from_rollout: the old log-probs are not those, but of the engine that sampled (verl's bypass mode).
         rewards: what the step's rewards are like, by name.
     """
 
     updates: int
+    old_policy: int
     from_rollout: bool
     rewards: dict[str, float]
 
@@ -87,7 +94,8 @@ def examine(data: TensorDict, versions: Versions, ranks: Ranks, *, updates: int,
     version = torch.tensor([versions.updates_before(number, updates) for number in _oldest_version(data)])
     has_old, has_rollout = ("old_log_probs" in data, "rollout_log_probs" in data)
     same = has_old and has_rollout and _equal(data["old_log_probs"], data["rollout_log_probs"])
-    facts = [not has_old, not has_rollout, bool((version < updates).any()), not same]
+    old_policy = versions.latest(updates)
+    facts = [not has_old, not has_rollout, bool((version < old_policy).any()), not same]
     device = data["input_ids"].device
     missing, unknown, stale, different = ranks.all_reduce(torch.tensor(facts, device=device).double()).bool().tolist()
     if missing:
@@ -105,7 +113,7 @@ def examine(data: TensorDict, versions: Versions, ranks: Ranks, *, updates: int,
         data[name] = column.to(device)
     real = data["loss_mask"].sum(1) > 0 if not data["loss_mask"].is_nested else _any_token(data["loss_mask"])
     kept = torch.stack([group.to(device).double(), reward.to(device).double()], 1)[real]
-    return Origin(updates, not different, _reward_measures(torch.cat(ranks.all_gather(kept))))
+    return Origin(updates, old_policy, not different, _reward_measures(torch.cat(ranks.all_gather(kept))))
 
 
 def _equal(old: Tensor, rollout: Tensor) -> bool:

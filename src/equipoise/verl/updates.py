@@ -66,7 +66,7 @@ class SteeredUpdates:
         """All passes of one update; its scalars go into the metrics that verl collects."""
         assert self.origin is not None, "an update without a step"
         tu.assign_non_tensor(data, distillation_use_topk=True)
-        moved = self.origin.from_rollout or self.number > self.origin.updates
+        moved = self.origin.from_rollout or self.number > self.origin.old_policy
         update = self.steering.open(self.number, moved=moved, several=_has_several(data))
         if update.needs_preview:
             batches: list[MicroBatch] = []
@@ -140,7 +140,7 @@ class SteeredUpdates:
         if self.origin.from_rollout:
             ours, known = logprob, staleness == 0
         else:
-            ours, known = old, staleness == self.number - self.origin.updates
+            ours, known = old, staleness == self.number - self.origin.old_policy
         return (ours - rollout).where(known, torch.nan)
 
 
