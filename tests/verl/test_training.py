@@ -19,7 +19,7 @@ STEPS, SAVED = 20, 10
 LOSS = "actor_rollout_ref.actor.policy_loss.equipoise"
 # A controller that acts from the first update, whose state is worth keeping, and bounds that move.
 ACTING = [
-    f"+{LOSS}.{pair}" for pair in ("papo_reference_entropy=3.0", "papo_warmup_updates=0", "bapo_target_share=0.6")
+    f"+{LOSS}.{pair}" for pair in ("papo_reference_entropy=3.2", "papo_warmup_updates=0", "bapo_target_share=0.6")
 ]
 
 
@@ -59,14 +59,15 @@ def killed_after(folder: Path, step: int) -> dict[int, dict]:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
     _, alive = psutil.wait_procs(family, timeout=60)
-    assert len(family) > 8 and not alive, "Ray's processes end with those that started them"
+    assert len(family) > 8, "Ray has many"
+    assert not alive, "Ray's processes end with those that started them"
     return logged(folder / "metrics.jsonl")
 
 
 def leaves(state: dict, path: str = "") -> dict[str, object]:
-    """Values of nested state by their paths."""
+    """Values of nested state by their paths, without those that are None."""
     if not isinstance(state, dict):
-        return {path: state}
+        return {} if state is None else {path: state}
     return {name: value for key in state for name, value in leaves(state[key], f"{path}/{key}").items()}
 
 
@@ -77,7 +78,8 @@ def runs(tmp_path_factory):
     whole = started(root / "whole")
     try:
         before = killed_after(root / "continued", SAVED)
-        assert SAVED in before and STEPS not in before
+        assert set(before) >= set(range(1, SAVED + 1))
+        assert STEPS not in before
         ended(started(root / "continued"))
         ended(whole)
     finally:
@@ -96,7 +98,7 @@ def test_the_reward_rises(runs):
 def test_equipoise_acts(runs):
     rows = logged(runs[0] / "metrics.jsonl").values()
     assert len({row["actor/equipoise/bounds_high"] for row in rows}) > 3
-    assert len({row["actor/equipoise/weight_expanding_positive"] for row in rows}) > 10
+    assert len({row["actor/equipoise/weight_expanding_positive"] for row in list(rows)[:SAVED]}) > 3
 
 
 def test_a_continued_run_goes_through_the_same_steps(runs):
@@ -108,7 +110,7 @@ def test_a_continued_run_goes_through_the_same_steps(runs):
         # The same answers; sums over ranks and their rows in another order.
         assert continued[step]["critic/score/mean"] == pytest.approx(whole[step]["critic/score/mean"], abs=1e-6)
         for name in ("actor/grad_norm", "actor/equipoise/entropy", "actor/equipoise/expanding_flow"):
-            assert continued[step][name] == pytest.approx(whole[step][name], rel=1e-3), (step, name)
+            assert continued[step][name] == pytest.approx(whole[step][name], rel=1e-4), (step, name)
 
 
 def test_a_continued_run_ends_with_the_same_weights(runs):
@@ -116,10 +118,8 @@ def test_a_continued_run_ends_with_the_same_weights(runs):
     first = verl_setup.checkpoint_weights(runs[0] / "checkpoints/global_step_10/actor")
     moved = max((whole[name] - first[name]).abs().max() for name in whole)
     assert moved > 0.01, "or the comparison sees nothing"
-    for name in whole:
-        torch.testing.assert_close(
-            continued[name], whole[name], rtol=1e-3, atol=1e-4, msg=lambda text: f"{name}: {text}"
-        )
+    # Float32: sums over ranks in another order, 20 updates long. Measured: 2e-6.
+    torch.testing.assert_close(continued, whole, rtol=1e-4, atol=2e-5)
 
 
 def test_a_continued_run_ends_with_the_same_state_of_equipoise(runs):

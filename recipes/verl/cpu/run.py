@@ -100,7 +100,7 @@ def task_overrides(chosen: argparse.Namespace) -> list[str]:
         "actor_rollout_ref.rollout.n=4",
         "actor_rollout_ref.actor.ppo_mini_batch_size=8",
         "actor_rollout_ref.actor.ppo_epochs=2",
-        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=8",
+        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=16",
         "actor_rollout_ref.actor.optim.lr=3e-3",
         "actor_rollout_ref.actor.calculate_entropy=True",
         # The loss takes the log-probs of the rollout: those of the policy that sampled.
