@@ -1,4 +1,4 @@
-"""What equipoise costs an optimizer update in verl, and how far the bounds of `lagged` are from the exact ones.
+"""What equipoise costs an optimizer update in verl.
 
     OMP_NUM_THREADS=1 .venv-verl/bin/python benchmarks/verl_update.py     # make test-verl makes the environment
 
@@ -7,8 +7,6 @@ and one optimizer; only the loss, and what stands around the engine, change betw
 update of each variant, in an order that rotates, on the same sequences; the first round is not counted. Timed is verl's
 `train_mini_batch` within the worker, without Ray. Two models: one whose vocabulary is large for its size, which makes
 the statistics dear, and one with as many parameters per entry of the vocabulary as a model of 1.5 billion has.
-Bounds: a model of some 30,000 parameters, 12 successive updates, old log-probs that are the policy's own moved by
-normal noise, or a policy that is trained; several seeds.
 Writes results/verl_update.md.
 """
 
@@ -34,7 +32,7 @@ RESULTS = Path(__file__).parent / "results" / "verl_update.md"
 
 
 class Shape(NamedTuple):
-    """A Qwen2 and the sequences of an update; both halves of a sequence are equally long."""
+    """A Qwen2 and the sequences of an update; prompt and answer have `half` tokens each."""
 
     layers: int
     width: int
@@ -44,8 +42,8 @@ class Shape(NamedTuple):
 
 
 SHAPES = {
-    "vocabulary of 32,000": Shape(layers=4, width=256, vocabulary=32_000, sequences=8),
-    "parameters per entry of the vocabulary as at 1.5 billion": Shape(layers=4, width=512, vocabulary=1_440, sequences=8),
+    "vocabulary of 32,000": Shape(4, 256, vocabulary=32_000, sequences=8),
+    "parameters per entry of the vocabulary as at 1.5 billion": Shape(4, 512, vocabulary=1_440, sequences=8),
 }
 
 
@@ -76,10 +74,6 @@ VARIANTS = {
     "everything off, one micro-batch": Variant({}, 1),
     "balanced, data that moved, one micro-batch (no more passes)": Variant(BALANCED, 1),
 }
-
-UPDATES = 12
-SPREAD = 0.05
-"""Standard deviation of log pi - log mu after one update; it grows by as much with each."""
 
 
 def measured_worker():
@@ -179,13 +173,12 @@ def write_model(folder, shape):
 
 
 def sequences(vocabulary, count, prompt, answer, seed):
-    """Sequences without padding; advantages as of groups of eight, their rewards normalised."""
+    """Sequences without padding, with drawn rewards."""
     draw = torch.Generator().manual_seed(seed)
     ids = torch.randint(3, vocabulary, (count, prompt + answer), generator=draw)
-    rewards = torch.randn(count // 8, 8, generator=draw)
-    advantage = ((rewards - rewards.mean(1, keepdim=True)) / rewards.std(1, keepdim=True)).reshape(count, 1)
+    rewards = torch.randn(count, generator=draw)
     scores = torch.zeros(count, answer)
-    scores[:, -1] = rewards.flatten()
+    scores[:, -1] = rewards
     return {
         "input_ids": ids,
         "prompts": ids[:, :prompt].clone(),
@@ -193,9 +186,15 @@ def sequences(vocabulary, count, prompt, answer, seed):
         "attention_mask": torch.ones_like(ids),
         "position_ids": torch.arange(prompt + answer).expand_as(ids).clone(),
         "response_mask": torch.ones(count, answer, dtype=torch.long),
-        "advantages": advantage.expand(count, answer).contiguous(),
+        "advantages": normalised(rewards).expand(count, answer).contiguous(),
         "rm_scores": scores,
     }
+
+
+def normalised(rewards):
+    """Advantages [sequences, 1] of groups of eight."""
+    groups = rewards.view(-1, 8)
+    return ((groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-6)).reshape(-1, 1)
 
 
 def moved(rows, logprob, spread, seed):
@@ -256,94 +255,6 @@ def table_of_times(taken):
     return "\n".join(lines)
 
 
-def bounds(group, name, batches, cut):
-    """Lower and upper bound in force in each update, one per batch. [updates, 2]"""
-    group.add_variant(name, {"update": BALANCED, "lagged": BALANCED | {"bapo_scope": "lagged"}}[name])
-    found = []
-    for batch in batches:
-        metrics = verl_setup.update(group, batch, **cut)
-        found.append([first(metrics, f"equipoise/bounds_{side}") for side in ("low", "high")])
-    return torch.tensor(found)
-
-
-NOISE = {
-    "the same sequences, noise that grows": (False, True),
-    "new sequences each, noise that grows": (True, True),
-    "new sequences each, constant noise of 0.3": (True, False),
-}
-TRAINED = {"trained, the same sequences again and again": 1, "trained, new sequences each": UPDATES + 1}
-
-
-def noisy_batches(model, count, new, grows, seed):
-    """One batch per update."""
-    for number in range(UPDATES):
-        own = 1000 * seed + (number if new else 0)
-        rows = sequences(41, count, 5, 128, own)
-        spread = SPREAD * (number + 1) if grows else 0.3
-        yield moved(rows, verl_setup.log_probs(model, rows), spread, own)
-
-
-def compare_noise(model, count, seeds):
-    """(exact, lagged) bounds of the updates 2 to 12 of each seed, by name; weights stand still."""
-    found, cut = {name: [] for name in NOISE}, micro_batches(count, 4)
-    overrides = ("actor_rollout_ref.actor.optim.lr=0", "actor_rollout_ref.actor.optim.weight_decay=0")
-    with verl_setup.worker_group(model, *overrides, worker_class=measured_worker()) as group:
-        for name, (new, grows) in NOISE.items():
-            for seed in range(seeds):
-                batches = list(noisy_batches(model, count, new, grows, seed))
-                exact, lagged = (bounds(group, scope, batches, cut)[1:] for scope in ("update", "lagged"))
-                found[name].append((exact, lagged))
-    return found
-
-
-def compare_trained(model, count, seeds, rate, start):
-    """The same of a policy that moves, under `lagged`: what an update would have had is what the next one gets."""
-    found, spreads = {name: [] for name in TRAINED}, []
-    with verl_setup.worker_group(
-        model, f"actor_rollout_ref.actor.optim.lr={rate}", worker_class=measured_worker()
-    ) as group:
-        group.save_checkpoint(str(start), None, 0)
-        for name, batches in TRAINED.items():
-            for seed in range(seeds):
-                group.load_checkpoint(str(start))
-                group.add_variant("lagged", BALANCED | {"bapo_scope": "lagged"})
-                rows = sequences(41, count * batches, 5, 128, seed)
-                own = moved(rows, verl_setup.log_probs(model, rows), 0.0, seed)
-                cut = micro_batches(count, 4) | {"mini_batch_size": count, "global_batch_size": count}
-                metrics = verl_setup.update(group, own, epochs=(UPDATES + 1) // batches, **cut)
-                sides = [metrics[f"equipoise/bounds_{side}"] for side in ("low", "high")]
-                used = torch.tensor(sides).reshape(2, UPDATES + 1).T
-                found[name].append((used[2:], used[1:-1]))
-                spreads.append(torch.tensor(metrics["equipoise/ratio_std"]).flatten()[-1].item())
-    return found, spreads
-
-
-def lines_of_bounds(found, tokens):
-    for name, runs in found.items():
-        exact, lagged = (torch.cat(parts) for parts in zip(*runs, strict=True))
-        distance = (exact - lagged).abs()
-        equal = (distance < 1e-9).all(1).double().mean()
-        cells = [f"{distance[:, side].mean():.3f} / {distance[:, side].max():.2f}" for side in (0, 1)]
-        ends = f"{exact[:, 0].min():.2f}–{exact[:, 0].max():.2f}, {exact[:, 1].min():.2f}–{exact[:, 1].max():.2f}"
-        yield f"| {name} | {tokens:,} | {ends} | {cells[0]} | {cells[1]} | {100 * equal:.0f}% |"
-
-
-def table_of_bounds(folder, options):
-    import toy_task
-
-    model = toy_task.write_model(folder / "tiny")
-    lines = [
-        "| | tokens | exact bounds | lower: mean / largest difference | upper | equal |", "|---|---|---|---|---|---|",
-    ]  # fmt: skip
-    spreads = []
-    for count in options.sequences:
-        lines += lines_of_bounds(compare_noise(model, count, options.seeds), 128 * count)
-        found, more = compare_trained(model, count, options.seeds, options.rate, folder / f"start-{count}")
-        lines += lines_of_bounds(found, 128 * count)
-        spreads += more
-    return "\n".join(lines), spreads
-
-
 def commit():
     return subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT).stdout
 
@@ -353,52 +264,41 @@ def processor():
     return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores"
 
 
-def report(options):
-    load = [f"{x:.1f}" for x in os.getloadavg()]
+def of_times(folder, options):
     sections = []
-    with tempfile.TemporaryDirectory() as place, verl_setup.ray_cluster():
-        for number, (name, shape) in enumerate(SHAPES.items() if options.rounds else ()):
-            if options.tiny:
-                shape = Shape(2, 128, shape.vocabulary // 16, 8, 16)
-            parameters, taken = measure(Path(place) / str(number), shape, options.rounds)
-            sections += [
-                f"## Time of an update: {name}",
-                f"Qwen2, {shape.layers} layers of width {shape.width}, vocabulary {shape.vocabulary:,}, "
-                f"{parameters / 1e6:.1f} million parameters; {shape.sequences} sequences of {shape.half} + "
-                f"{shape.half} tokens in 4 micro-batches where nothing else is said; {options.rounds} rounds.",
-                table_of_times(taken),
-            ]
-        if options.seeds:
-            table, spreads = table_of_bounds(Path(place), options)
-            sections += [
-                "## Bounds that `lagged` uses, against those that the update itself would have had",
-                f"Updates 2 to {UPDATES} of {options.seeds} seeds. Noise: log ratios normal, standard deviation "
-                f"{SPREAD} times the number of the update, or constant. Trained: AdamW, learning rate {options.rate}, "
-                f"ratio_std of the last update {min(spreads):.2f} to {max(spreads):.2f}.",
-                table,
-            ]
-    now = [f"{x:.1f}" for x in os.getloadavg()]
-    return load, now, sections
+    for number, (name, shape) in enumerate(SHAPES.items()):
+        if options.tiny:
+            shape = Shape(2, 128, shape.vocabulary // 16, 8, 16)
+        parameters, taken = measure(folder / str(number), shape, options.rounds)
+        sections += [
+            f"## Time of an update: {name}",
+            f"Qwen2, {shape.layers} layers of width {shape.width}, vocabulary {shape.vocabulary:,}, "
+            f"{parameters / 1e6:.1f} million parameters; {shape.sequences} sequences of {shape.half} + "
+            f"{shape.half} tokens, in 4 micro-batches where nothing else is said; {options.rounds} rounds.",
+            table_of_times(taken),
+        ]
+    return sections
+
+
+def loads():
+    return ", ".join(f"{x:.1f}" for x in os.getloadavg())
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=12, help="that are timed; 0: no times (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=5, help="of the bounds; 0: no bounds (default: %(default)s)")
-    parser.add_argument("--rate", type=float, default=1e-3, help="learning rate of the bounds (default: %(default)s)")
-    parser.add_argument(
-        "--sequences", type=int, nargs="+", default=[16, 128], help="per update, of the bounds (default: %(default)s)"
-    )
+    parser.add_argument("--rounds", type=int, default=12, help="that are timed (default: %(default)s)")
     parser.add_argument("--tiny", action="store_true", help="models of a sixteenth, to try whether it runs")
     parser.add_argument("--output", type=Path, default=RESULTS, help="default: %(default)s")
     options = parser.parse_args()
     verl_setup.prepare()
-    load, now, sections = report(options)
+    before = loads()
+    with tempfile.TemporaryDirectory() as place, verl_setup.ray_cluster():
+        sections = of_times(Path(place), options)
     lines = [
         "# What equipoise costs an update in verl",
         "    OMP_NUM_THREADS=1 .venv-verl/bin/python benchmarks/verl_update.py",
-        f"{processor()}, one thread; load {', '.join(load)} at the start and {', '.join(now)} at the end (averages of "
-        f"1, 5 and 15 minutes, this run among them); verl {version('verl')}, torch {torch.__version__}, ray "
+        f"{processor()}, one thread; load {before} at the start and {loads()} at the end (averages of 1, 5 and 15 "
+        f"minutes, this run among them); verl {version('verl')}, torch {torch.__version__}, ray "
         f"{version('ray')}, transformers {version('transformers')}, Python {platform.python_version()}, commit "
         f"{commit().strip()}. One FSDP2 rank, float32, no padding. Medians; ratios of medians, in brackets the "
         "quartiles of the ratio within a round.",

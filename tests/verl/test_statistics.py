@@ -60,7 +60,7 @@ def test_only_the_places_before_response_tokens_are_looked_at(batch):
 def test_where_statistics_were_not_asked_for_they_are_no_numbers(batch):
     from equipoise.verl.statistics import response_statistics
 
-    data, padded, rows = batch
+    data, _, rows = batch
     tokens = int(rows["attention_mask"].sum())
     log_probs = torch.nested.nested_tensor_from_jagged(torch.arange(1.0, tokens + 1), data["input_ids"].offsets())
     found = response_statistics({"log_probs": log_probs}, data)
