@@ -106,8 +106,12 @@ def by_trl(model, rows, keys, updates, folder):
 
     class Given(EquipoiseTrainer):
         def _generate_and_score_completions(self, inputs):
-            self._rollout_step = -1  # of an earlier policy, as the log-probs say
             return {name: value.clone() for name, value in given.items()}
+
+        def _prepare_inputs(self, generation_batch):
+            inputs = super()._prepare_inputs(generation_batch)
+            self._rollout_step = -1  # of an earlier policy, as the log-probs say
+            return inputs
 
     count = len(rows["prompts"])
     arguments = EquipoiseConfig(

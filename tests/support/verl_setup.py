@@ -107,14 +107,23 @@ def configuration(model: Path, *overrides: str, libraries: list[str] = EQUIPOISE
 
 
 @contextlib.contextmanager
-def worker_group(model: Path, *overrides: str, ranks: int = 1, **more):
-    """A group of FSDP2 ranks with the role of an actor; `more` is `configuration`'s. They end with it."""
+def worker_group(model: Path, *overrides: str, ranks: int = 1, worker_class: type | None = None, **more):
+    """A group of FSDP2 ranks with the role of an actor; they end with it.
+
+    Args:
+        model: As for `configuration`, which `overrides` and `more` are for too.
+        overrides: Likewise.
+        ranks: That share an update.
+        worker_class: Extends verl's `ActorRolloutRefWorker`; None for that itself.
+        more: Likewise.
+    """
     import ray
     from verl.single_controller.ray import RayClassWithInitArgs, RayResourcePool, RayWorkerGroup
     from verl.workers.engine_workers import ActorRolloutRefWorker
 
     config = configuration(model, *overrides, **more)
-    worker = RayClassWithInitArgs(cls=ray.remote(ActorRolloutRefWorker), config=config.actor_rollout_ref, role="actor")
+    remote = ray.remote(worker_class or ActorRolloutRefWorker)
+    worker = RayClassWithInitArgs(cls=remote, config=config.actor_rollout_ref, role="actor")
     pool = RayResourcePool(process_on_nodes=[ranks], use_gpu=True, max_colocate_count=1)
     group = RayWorkerGroup(resource_pool=pool, ray_cls_with_init=worker, device_name="cpu")
     try:

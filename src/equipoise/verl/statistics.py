@@ -26,9 +26,10 @@ _NAMES = ("entropy", "tendency", "correction")
 def packed_statistics(logits: Float[Tensor, "1 tokens vocabulary"], data: TensorDict) -> dict[str, Tensor]:
     """Entropy, tendency and correction [1, tokens] of the next token of each place, by the names in verl's output.
 
+    Only of places whose next token is one of a response, which are all that is read: 0 elsewhere.
+
     Args:
-        logits: at the temperature of the rollout, of all sequences one after the other; the last place of a sequence
-            has no next token, and verl reads nothing there.
+        logits: at the temperature of the rollout, of all sequences one after the other.
         data: the micro-batch.
     """
     ids: Int[Tensor, " tokens"] = data["input_ids"].values()
@@ -38,22 +39,39 @@ def packed_statistics(logits: Float[Tensor, "1 tokens vocabulary"], data: Tensor
             f"verl gave logits of {logits.shape[1]} places for {len(labels)} tokens: sequence parallelism or padding "
             f"that is not supported"
         )
-    parts = [
-        token_statistics(part, part_labels)
-        for part, part_labels in zip(logits[0].split(ROWS_AT_ONCE), labels.split(ROWS_AT_ONCE), strict=True)
-    ]
-    return {_PREFIX + name: torch.cat([getattr(part, name) for part in parts])[None] for name in _NAMES}
+    places = _before_responses(data)
+    parts = [token_statistics(logits[0, some], labels[some]) for some in places.split(ROWS_AT_ONCE)]
+    columns = torch.stack([torch.cat([getattr(part, name) for part in parts]) for name in _NAMES])
+    spread = columns.new_zeros(len(_NAMES), len(labels)).index_copy_(1, places, columns)
+    return {_PREFIX + name: column[None] for name, column in zip(_NAMES, spread, strict=True)}
+
+
+def _before_responses(data: TensorDict) -> Int64[Tensor, " places"]:
+    """Places of the packed sequences whose next token is one of a response."""
+    if data["responses"].is_nested:
+        length = data["responses"].offsets().diff()
+    else:
+        length = data["attention_mask"][:, data["prompts"].shape[1] :].sum(1)
+    end = data["input_ids"].offsets()[1:]
+    place = torch.arange(len(data["input_ids"].values()), device=end.device)
+    row = torch.bucketize(place, end, right=True)
+    return ((place >= end[row] - length[row] - 1) & (place < end[row] - 1)).nonzero()[:, 0]
 
 
 def response_statistics(model_output: dict[str, Tensor], data: TensorDict) -> TokenStatistics:
     """The statistics [batch, time] of the responses, detached, with verl's own log-probs.
 
     Args:
-        model_output: of verl's engine, with what `packed_statistics` gave it.
+        model_output: of verl's engine, with what `packed_statistics` gave it; all but the log-probs are NaN where
+            it was not asked.
         data: the micro-batch.
     """
     logprob = no_padding_2_padding(model_output["log_probs"].detach(), data)
-    return TokenStatistics(logprob, *(no_padding_2_padding(model_output[_PREFIX + name], data) for name in _NAMES))
+    if _PREFIX + _NAMES[0] not in model_output:
+        return TokenStatistics(logprob, *(torch.full_like(logprob, torch.nan) for _ in _NAMES))
+    # In one call: verl waits for the device for every sequence.
+    columns = torch.stack([model_output[_PREFIX + name].values() for name in _NAMES], 1)
+    return TokenStatistics(logprob, *no_padding_2_padding(columns, data).unbind(-1))
 
 
 def token_rows(data: TensorDict, name: str) -> list[Int[Tensor, " tokens"]]:

@@ -65,14 +65,17 @@ class SteeredUpdates:
     def _update(self, passes: Callable[..., Any], data: TensorDict, loss_function: Any) -> Any:
         """All passes of one update; its scalars go into the metrics that verl collects."""
         assert self.origin is not None, "an update without a step"
-        tu.assign_non_tensor(data, distillation_use_topk=True)
         moved = self.origin.from_rollout or self.number > self.origin.old_policy
         update = self.steering.open(self.number, moved=moved, several=_has_several(data))
         if update.needs_preview:
             batches: list[MicroBatch] = []
+            control = self.steering.token_control
+            # A search for bounds reads ratios alone, marks the entropies too.
+            tu.assign_non_tensor(data, distillation_use_topk=control is not None and control.needs_preview)
             with torch.no_grad():
                 passes(data, _Passed(functools.partial(self._previewed, batches)), forward_only=True)
             self.steering.preview(update, batches)
+        tu.assign_non_tensor(data, distillation_use_topk=True)
         output = passes(data, _Passed(functools.partial(self._steered, update, loss_function)), forward_only=False)
         values = {PREFIX + name: x for name, x in self.steering.close(update, progress=self.progress).items()}
         self.number += 1
