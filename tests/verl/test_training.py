@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -59,6 +61,8 @@ def killed_after(folder: Path, step: int) -> dict[int, dict]:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
     _, alive = psutil.wait_procs(family, timeout=60)
+    sockets = re.search(r"_temp_dir=(\S+)", (folder / "hydra" / ".hydra" / "overrides.yaml").read_text())
+    shutil.rmtree(sockets[1])  # which a killed run cannot remove
     assert len(family) > 8, "Ray has many"
     assert not alive, "Ray's processes end with those that started them"
     return logged(folder / "metrics.jsonl")
