@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -14,6 +13,7 @@ import psutil
 import pytest
 import torch
 import verl_setup
+import yaml
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed, pytest.mark.timeout(900)]
 
@@ -61,8 +61,9 @@ def killed_after(folder: Path, step: int) -> dict[int, dict]:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
     _, alive = psutil.wait_procs(family, timeout=60)
-    sockets = re.search(r"_temp_dir=(\S+)", (folder / "hydra" / ".hydra" / "overrides.yaml").read_text())
-    shutil.rmtree(sockets[1])  # which a killed run cannot remove
+    overrides = yaml.safe_load((folder / "hydra" / ".hydra" / "overrides.yaml").read_text())
+    (sockets,) = (item.partition("=")[2] for item in overrides if "_temp_dir" in item)
+    shutil.rmtree(sockets.strip("'"))  # which a killed run cannot remove
     assert len(family) > 8, "Ray has many"
     assert not alive, "Ray's processes end with those that started them"
     return logged(folder / "metrics.jsonl")
