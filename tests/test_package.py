@@ -37,6 +37,9 @@ ALLOWED = {
     "transformers": {"models", "trl", "verl"},
     "datasets": {"tasks", "settings", "models", "trl", "verl", "commands"},
     "triton": {"statistics"},
+    "tensordict": {"verl"},
+    "omegaconf": {"verl"},
+    "ray": {"verl"},
 }
 """Host library -> the rooms that may import it, at any depth of nesting."""
 

@@ -9,7 +9,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 import equipoise
 from equipoise.diagnostics import metric_names, run_folder
-from equipoise.diagnostics.runs import read_run
+from equipoise.diagnostics.runs import read_log, read_run
+from equipoise.errors import InputError
 
 SOURCE = Path(equipoise.__file__).parent
 FILES = {value for name, value in vars(run_folder).items() if name.endswith(("_FILE", "_MARKER"))}
@@ -66,3 +67,47 @@ def test_a_run_folder_is_read_with_our_names_beside_those_of_its_host(tmp_path):
 def test_what_is_logged_by_our_name_is_not_overwritten():
     line = {metric_names.REWARD: 1.0, "reward": 2.0}
     assert metric_names.translated(line) == line
+
+
+def verls_log(folder, *steps):
+    """What verl's file logger writes: a line per step, with its prefix before every scalar of a worker."""
+    path = folder / "run.jsonl"
+    path.write_text("".join(json.dumps({"step": n, "data": data}) + "\n" for n, data in enumerate(steps, start=1)))
+    return path
+
+
+def test_verls_own_log_is_read_with_our_names(tmp_path):
+    record = read_log(
+        verls_log(tmp_path, {"actor/equipoise/entropy": 1.5, "actor/lr": 1e-6, "critic/score/mean": 0.25}, {"x": 1})
+    )
+    first, second = record.metrics
+    assert (first["update"], second["update"]) == (1, 2)
+    assert first["equipoise/entropy"] == 1.5
+    assert "actor/equipoise/entropy" not in first
+    assert (first[metric_names.LEARNING_RATE], first[metric_names.REWARD]) == (1e-6, 0.25)
+
+
+def test_a_run_folders_own_lines_are_read_from_the_file_too(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"update": 3, "equipoise/entropy": 1.0}\n')
+    assert read_log(tmp_path / "a.jsonl").metrics == [{"update": 3, "equipoise/entropy": 1.0}]
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("[1]\n", "line 1"),
+        ('{"step": 1, "data": {"actor/equipoise/entropy": 1.0}}\n{"step": 2}\n', "line 2"),
+        ('{"step": 1, "data": 5}\n', "line 1"),
+        ('{"step": 1, "data": {"actor/lr": 1.0}}\n', "no scalars of equipoise"),
+        ("not json\n", "line 1"),
+        ("", "no scalars"),
+    ],
+)
+def test_a_log_of_something_else_is_one_line(text, named, tmp_path):
+    path = tmp_path / "other.jsonl"
+    path.write_text(text)
+    with pytest.raises(InputError) as refused:
+        read_log(path)
+    assert str(path) in str(refused.value)
+    assert named in str(refused.value)
+    assert "\n" not in str(refused.value)

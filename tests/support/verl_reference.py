@@ -113,7 +113,8 @@ def by_trl(model, rows, keys, updates, folder):
     arguments = EquipoiseConfig(
         output_dir=str(folder), use_cpu=True, per_device_train_batch_size=count, num_generations=count,
         steps_per_generation=1, num_iterations=updates, max_steps=updates, learning_rate=LEARNING_RATE, optim="sgd",
-        lr_scheduler_type="constant", max_grad_norm=GRADIENT_NORM, delta=None if dual_clip(keys) == NONE else DUAL_CLIP, loss_type="dapo",
+        lr_scheduler_type="constant", max_grad_norm=GRADIENT_NORM,
+        delta=None if dual_clip(keys) == NONE else DUAL_CLIP, loss_type="dapo",
         save_strategy="no", report_to=[], disable_tqdm=True, logging_steps=1, epsilon_high=0.2, seed=42, **keys,
     )  # fmt: skip
     trainer = Given(

@@ -135,9 +135,11 @@ def test_updates_are_the_cores_whatever_they_are_cut_into(cut, group, rows, core
 def test_the_run_folder_says_what_verls_metrics_say(group, rows, keys):
     from equipoise.diagnostics.records import read_records
     from equipoise.diagnostics.runs import read_run
+    from equipoise.settings.reading import read_yaml
 
     group.load_checkpoint(str(group.start))
     metrics = scalars(verl_setup.update(group, rows, epochs=UPDATES, **CUTS["packed by length"]))
+    assert read_yaml(group.folder / "resolved.yaml")["bapo_target_share"] == keys["bapo_target_share"]
     lines = read_run(group.folder).metrics
     assert [line["update"] for line in lines] == [1, 2, 3]
     for line, values in zip(lines, metrics, strict=True):

@@ -40,7 +40,7 @@ from equipoise.diagnostics.doctor import (
     print_findings,
 )
 from equipoise.diagnostics.run_folder import ENVIRONMENT_FILE, METRICS_FILE, RESOLVED_FILE, is_run_folder
-from equipoise.diagnostics.runs import read_run
+from equipoise.diagnostics.runs import read_log, read_run
 from equipoise.errors import InputError
 from equipoise.models.loading import load_model, load_tokenizer, template_settings
 from equipoise.settings.reading import read_yaml
@@ -67,7 +67,7 @@ class DoctorOptions:
     """
 
     target: Annotated[Positional[str], arg(metavar="RUN|CONFIG|MODEL")] = dataclasses.field(
-        metadata={"help": "Run folder, YAML file, model folder or hub id."}
+        metadata={"help": "Run folder, log of a verl run (JSONL), YAML file, model folder or hub id."}
     )
     json: bool = dataclasses.field(default=False, metadata={"help": "Print the findings as JSON, and nothing else."})
     probe: bool = dataclasses.field(
@@ -107,7 +107,7 @@ def recognised(target: str) -> Kind:
     """
     path = Path(target)
     if path.is_file():
-        return "config"
+        return "run" if path.suffix == ".jsonl" else "config"
     if path.is_dir():
         if any((path / name).is_file() for name in RUN_FILES):
             return "run"
@@ -124,7 +124,7 @@ def recognised(target: str) -> Kind:
 
 def _run(options: DoctorOptions) -> list[Finding]:
     folder = Path(options.target)
-    record = read_run(folder)
+    record = read_log(folder) if folder.is_file() else read_run(folder)
     if not record.metrics:
         raise InputError(f"its {METRICS_FILE} is empty: no update has been logged")
     given = run.run_settings(folder) if is_run_folder(folder) else {}
@@ -133,7 +133,10 @@ def _run(options: DoctorOptions) -> list[Finding]:
     findings = [check(RunEvidence(record, resolved)) for check in RUN_CHECKS]
     task, reason = _task(options, given)
     device = str(environment.get("device", "cpu")).split(":")[0]
-    findings += _settings(given, resolved, environment.get("world_size", 1), device, task)
+    if environment.get("host", "trl") == "trl":
+        findings += _settings(given, resolved, environment.get("world_size", 1), device, task)
+    else:
+        findings.append(not_checked("settings", f"they are those of {environment['host']}, which checks them itself"))
     findings.append(check_verifier(task, reason))
     return [*findings, _probed(options, resolved)]
 

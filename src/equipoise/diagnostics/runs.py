@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from equipoise.diagnostics.metric_names import translated
+from equipoise.diagnostics.metric_names import OURS, of_verls_log, translated
 from equipoise.diagnostics.run_folder import EVALUATION_FILE, METRICS_FILE
-from equipoise.errors import InputError
+from equipoise.errors import InputError, shortened
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,27 @@ def read_run(folder: str | Path, *, unfinished: bool = False) -> RunRecord:
     return RunRecord(folder.name, metrics, _lines(folder / EVALUATION_FILE, unfinished))
 
 
+def read_log(path: Path) -> RunRecord:
+    """The record that a host's own log holds, a file of JSON lines: that of verl's file logger, or a metrics.jsonl.
+
+    Raises:
+        InputError: the file cannot be read, or holds no such lines.
+    """
+    try:
+        lines = _lines(path, unfinished=False)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    metrics = []
+    for number, line in enumerate(lines, start=1):
+        known = of_verls_log(line) or (line if "update" in line else None)
+        if known is None:
+            raise InputError(f"{path}, line {number} is no line of metrics: it has neither step and data nor update")
+        metrics.append(known)
+    if not any(name.startswith(OURS) for line in metrics for name in line):
+        raise InputError(f"{path} has no scalars of equipoise: was the run started with it?")
+    return RunRecord(path.stem, [translated(line) for line in metrics], [])
+
+
 def _lines(path: Path, unfinished: bool) -> list[dict[str, Any]]:
     if not path.exists():
         return []
@@ -77,4 +98,6 @@ def _lines(path: Path, unfinished: bool) -> list[dict[str, Any]]:
             records.append(json.loads(line))
         except json.JSONDecodeError as error:
             raise InputError(f"{path}, line {number} is no JSON: {error.msg}") from error
+        if not isinstance(records[-1], dict):
+            raise InputError(f"{path}, line {number} must be a mapping, got {shortened(records[-1])}")
     return records

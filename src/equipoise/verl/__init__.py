@@ -8,9 +8,16 @@
 Importing this registers the loss, and the worker that verl builds its actor with; docs/verl.md tells the rest.
 """
 
+import sys
+
+from equipoise.errors import InputError
 from equipoise.verl import compatibility
 
-compatibility.check()
+try:
+    compatibility.check()
+except InputError as refused:
+    print(f"error: {refused}", file=sys.stderr)  # hydra hides what an import says
+    raise
 compatibility.without_old_trl()
 
 from equipoise.verl.registration import register  # noqa: E402

@@ -8,6 +8,7 @@ import importlib
 import importlib.metadata
 import inspect
 from dataclasses import dataclass
+from typing import Any
 
 from packaging.version import Version
 
@@ -95,7 +96,7 @@ def lacking(symbol: Symbol) -> str:
     """What is missing of a symbol, in words; empty where nothing is."""
     module, _, path = symbol.name.partition(":")
     try:
-        value = importlib.import_module(module)
+        value: Any = importlib.import_module(module)
         for name in path.split("."):
             value = getattr(value, name)
     except (ImportError, AttributeError) as error:
@@ -113,15 +114,11 @@ def without_old_trl() -> None:
     Its patches of transformers import `AutoModelForCausalLMWithValueHead` from whatever TRL is installed, also where no
     value head is asked for.
     """
-    patches = importlib.import_module("verl.models.transformers.monkey_patch")
+    patches: Any = importlib.import_module("verl.models.transformers.monkey_patch")
     has_trl = getattr(patches, "is_trl_available", None)
     if has_trl is not None:
         patches.is_trl_available = lambda: has_trl() and _has_value_head()
 
 
 def _has_value_head() -> bool:
-    try:
-        from trl import AutoModelForCausalLMWithValueHead  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    return hasattr(importlib.import_module("trl"), "AutoModelForCausalLMWithValueHead")

@@ -1,9 +1,11 @@
 """The run folder of a verl run: metrics.jsonl and token records, as `equipoise report` and `doctor` read them."""
 
+import dataclasses
 import itertools
 import json
 import logging
 import platform
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,10 @@ import equipoise
 from equipoise.diagnostics.json_lines import JsonLines
 from equipoise.diagnostics.records import TokenRecorder, drop_after
 from equipoise.diagnostics.records.columns import steered_columns
-from equipoise.diagnostics.run_folder import ENVIRONMENT_FILE, METRICS_FILE, RECORDS_FOLDER
+from equipoise.diagnostics.run_folder import ENVIRONMENT_FILE, METRICS_FILE, RECORDS_FOLDER, RESOLVED_FILE
 from equipoise.files import write_at_once, writing
 from equipoise.models.decoding import token_decoder
+from equipoise.settings.reading import written_keys
 from equipoise.steering import MicroBatch, Steered, Update
 from equipoise.verl.origin import GROUP, REWARD, SAMPLE
 from equipoise.verl.settings import VerlSettings
@@ -39,7 +42,7 @@ class RunFolder:
 
     def __init__(self, settings: VerlSettings, tokenizer: PreTrainedTokenizerBase, rank: int, world_size: int):
         self.folder, self.rank, self.world_size = Path(str(settings.output_dir)), rank, world_size
-        self.every, self.fraction = settings.record_tokens, settings.record_tokens_fraction
+        self.settings, self.every, self.fraction = settings, settings.record_tokens, settings.record_tokens_fraction
         self.lines = JsonLines(self.folder / METRICS_FILE)
         self.tokenizer = tokenizer
         self.recorder: TokenRecorder | None = None
@@ -62,6 +65,7 @@ class RunFolder:
                 if not updates:
                     self._keep_found(records, self.lines.path)
                 write_at_once(self.folder / ENVIRONMENT_FILE, json.dumps(self._environment(), indent=2) + "\n")
+                write_at_once(self.folder / RESOLVED_FILE, written_keys(dataclasses.asdict(self.settings)))
             self.lines.drop_after(updates)
             if updates:
                 drop_after(records, updates)
@@ -111,7 +115,7 @@ class RunFolder:
             **columns,
         )
 
-    def log(self, update: int, values: dict[str, float]) -> None:
+    def log(self, update: int, values: Mapping[str, float | None]) -> None:
         """One line of the metrics, on the first rank."""
         if self.rank == 0:
             self.lines.append({"update": update, **values})

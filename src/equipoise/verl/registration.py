@@ -16,8 +16,11 @@ def register() -> None:
     register_policy_loss(LOSS_MODE)(equipoise_loss)
     ActorRolloutRefWorker.actor_worker_cls = EquipoiseWorker
     update_weights: Any = ActorRolloutRefWorker.update_weights
-    if not getattr(update_weights, "tells_equipoise", False):
+    if not hasattr(update_weights, _TELLS):
         ActorRolloutRefWorker.update_weights = _telling(update_weights)
+
+
+_TELLS = "tells_equipoise"
 
 
 def _telling(update_weights: Any) -> Any:
@@ -30,5 +33,5 @@ def _telling(update_weights: Any) -> Any:
             self.actor.weights_sent(global_steps)
         return result
 
-    telling.tells_equipoise = True  # pyright: ignore[reportFunctionMemberAccess]
+    setattr(telling, _TELLS, True)
     return telling

@@ -172,7 +172,7 @@ def _has_several(data: TensorDict) -> bool:
     return len(data) > tu.get_non_tensor_data(data, "micro_batch_size_per_gpu", 1)
 
 
-def _like(column: Tensor, padded: Tensor) -> Tensor:
+def _like(column: Any, padded: Tensor) -> Tensor:
     """Values [batch, time] in the form that verl has the column in."""
     if not column.is_nested:
         return padded

@@ -69,6 +69,20 @@ class RunEvidence:
     record: RunRecord
     settings: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def is_balanced(self) -> bool:
+        """Whether clipping was balanced; where no settings are known, by whether the bounds moved."""
+        if "clipping" in self.settings:
+            return self.settings["clipping"] == "balanced"
+        return len(set(self.values("equipoise/bounds_high"))) > 1
+
+    @property
+    def has_papo(self) -> bool:
+        """Whether a controller was at work; where no settings are known, by whether it logged a phase."""
+        if "polarity" in self.settings:
+            return self.settings["polarity"] == "papo"
+        return len(self.values("equipoise/phase")) > 0
+
     def values(self, key: str) -> np.ndarray:
         """The logged, finite values of a metric, in order."""
         return self.record.curve(key)[1]
@@ -119,7 +133,7 @@ def check_ratios(run: RunEvidence) -> Finding:
 
 def _on_policy(name: str, run: RunEvidence, num_updates: int) -> Finding:
     evidence = f"all {num_updates} updates used fresh data, so the ratio is 1 by construction and clipping has no part"
-    if run.settings.get("clipping") != "balanced":
+    if not run.is_balanced:
         return ok(name, evidence)
     return wrong(
         name, evidence, "Balanced clipping is on and never acts.",
@@ -247,7 +261,7 @@ def check_logprobs(run: RunEvidence) -> Finding:
 def check_bounds(run: RunEvidence) -> Finding:
     """A search of the bounds that always ends at the end of its grid."""
     name = "balanced bounds"
-    if run.settings.get("clipping") != "balanced":
+    if not run.is_balanced:
         return not_checked(name, "clipping is not balanced")
     rows = run.together("equipoise/bounds_inactive", "equipoise/bounds_exhausted", "equipoise/share_gradient_before")
     active = rows[rows[:, 0] == 0]
@@ -256,7 +270,7 @@ def check_bounds(run: RunEvidence) -> Finding:
     share = float(active[:, 1].mean())
     evidence = (
         f"the search ended without its target share in {share:.0%} of {len(active)} updates; before it the share is "
-        f"{active[:, 2].mean():.2f}, the target {run.settings.get('bapo_target_share', math.nan):g}"
+        f"{active[:, 2].mean():.2f}, the target {run.settings.get('bapo_target_share', 'unknown')}"
     )
     if share < EXHAUSTED:
         return ok(name, evidence)
@@ -271,7 +285,7 @@ def check_bounds(run: RunEvidence) -> Finding:
 def check_controller(run: RunEvidence) -> Finding:
     """Polarity control at its limit."""
     name = "polarity control"
-    if run.settings.get("polarity") != "papo":
+    if not run.has_papo:
         return not_checked(name, "polarity is off")
     rows = run.together("equipoise/phase", "equipoise/balance_authority", "equipoise/entropy")
     rows = rows[run.settings.get("papo_warmup_updates", 0) :]
