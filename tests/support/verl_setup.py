@@ -24,6 +24,7 @@ ENVIRONMENT = {
     "PYTHONWARNINGS": "ignore",
     "HF_HUB_OFFLINE": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",
     "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(RECIPE), str(ROOT / "tests" / "support")]),
 }
 """Of this process before it imports verl, and of all that Ray starts."""

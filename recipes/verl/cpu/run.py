@@ -188,6 +188,7 @@ def environment(metrics: Path) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "RAY_AUTH_TOKEN": secrets.token_hex(16),  # or Ray writes one to the home folder
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",  # not after everything else that runs on the machine
     }
 
 
