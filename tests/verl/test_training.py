@@ -15,7 +15,7 @@ import torch
 import verl_setup
 import yaml
 
-pytestmark = [pytest.mark.slow, pytest.mark.distributed, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.distributed, pytest.mark.timeout(1800)]
 
 STEPS, SAVED = 20, 10
 LOSS = "actor_rollout_ref.actor.policy_loss.equipoise"
@@ -39,7 +39,7 @@ def started(folder: Path) -> subprocess.Popen:
 
 
 def ended(process: subprocess.Popen) -> None:
-    shown, _ = process.communicate(timeout=600)
+    shown, _ = process.communicate(timeout=1500)
     assert process.returncode == 0, shown
 
 
