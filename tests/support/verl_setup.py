@@ -3,7 +3,9 @@
 import contextlib
 import importlib.util
 import os
+import secrets
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,6 +23,8 @@ ENVIRONMENT = {
     "TORCH_COMPILE_DISABLE": "1",
     "PYTHONWARNINGS": "ignore",
     "HF_HUB_OFFLINE": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",
     "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(RECIPE), str(ROOT / "tests" / "support")]),
 }
 """Of this process before it imports verl, and of all that Ray starts."""
@@ -36,6 +40,7 @@ def installed() -> bool:
 def prepare() -> None:
     """Let this process import verl: its environment, and the modules of the recipe."""
     os.environ.update({name: value for name, value in ENVIRONMENT.items() if name != "PYTHONPATH"})
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(16)  # or Ray writes one to the home folder
     if str(RECIPE) not in sys.path:
         sys.path.insert(0, str(RECIPE))
     with warnings.catch_warnings():
@@ -48,20 +53,23 @@ def ray_cluster(places: int = 8) -> Iterator[None]:
     """Ray on this machine with room for so many ranks; what was started ends with it."""
     import ray
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        ray.init(
-            num_cpus=32,
-            num_gpus=places,
-            include_dashboard=False,
-            log_to_driver=bool(os.environ.get("EQUIPOISE_TEST_LOGS")),
-            object_store_memory=200_000_000,
-            runtime_env={"env_vars": ENVIRONMENT},
-        )
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as sockets:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ray.init(
+                address="local",
+                num_cpus=32,
+                num_gpus=places,
+                include_dashboard=False,
+                log_to_driver=bool(os.environ.get("EQUIPOISE_TEST_LOGS")),
+                object_store_memory=200_000_000,
+                runtime_env={"env_vars": ENVIRONMENT},
+                _temp_dir=sockets,
+            )
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 def configuration(model: Path, *overrides: str, libraries: list[str] = EQUIPOISE, policy_loss: Mapping | None = None):

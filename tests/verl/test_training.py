@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,8 +13,9 @@ import psutil
 import pytest
 import torch
 import verl_setup
+import yaml
 
-pytestmark = [pytest.mark.slow, pytest.mark.distributed, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.distributed, pytest.mark.timeout(1800)]
 
 STEPS, SAVED = 20, 10
 LOSS = "actor_rollout_ref.actor.policy_loss.equipoise"
@@ -37,7 +39,7 @@ def started(folder: Path) -> subprocess.Popen:
 
 
 def ended(process: subprocess.Popen) -> None:
-    shown, _ = process.communicate(timeout=600)
+    shown, _ = process.communicate(timeout=1500)
     assert process.returncode == 0, shown
 
 
@@ -59,6 +61,9 @@ def killed_after(folder: Path, step: int) -> dict[int, dict]:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
     _, alive = psutil.wait_procs(family, timeout=60)
+    overrides = yaml.safe_load((folder / "hydra" / ".hydra" / "overrides.yaml").read_text())
+    (sockets,) = (item.partition("=")[2] for item in overrides if "_temp_dir" in item)
+    shutil.rmtree(sockets.strip("'"))  # which a killed run cannot remove
     assert len(family) > 8, "Ray has many"
     assert not alive, "Ray's processes end with those that started them"
     return logged(folder / "metrics.jsonl")

@@ -55,14 +55,19 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
         nargs="*",
         metavar="KEY=VALUE",
         help="more of verl's configuration, as on its own command line; it wins: "
-        "actor_rollout_ref.actor.policy_loss.equipoise.target_share=0.4",
+        "+actor_rollout_ref.actor.policy_loss.equipoise.bapo_target_share=0.4",
     )
-    chosen = parser.parse_args(arguments)
+    chosen = parser.parse_intermixed_args(arguments)
     for name in ("steps", "ranks", "save_every"):
         if getattr(chosen, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(chosen, name)}")
     chosen.output = chosen.output.resolve()
     return chosen
+
+
+def quoted(path: Path | str) -> str:
+    """A path as hydra reads it, whatever characters it has."""
+    return "'" + str(path).replace("'", "\\'") + "'"
 
 
 def equipoise_overrides(output: Path) -> list[str]:
@@ -74,7 +79,8 @@ def equipoise_overrides(output: Path) -> list[str]:
     return [
         f"{loss}.loss_mode=equipoise",
         f"{loss}._target_=equipoise.verl.EquipoiseLossConfig",
-        f"+{loss}.equipoise={{clipping: balanced, polarity: papo, output_dir: '{output}/equipoise', record_tokens: 5}}",
+        f"+{loss}.equipoise={{clipping: balanced, polarity: papo, record_tokens: 5, "
+        f"output_dir: {quoted(output / 'equipoise')}}}",
     ]
 
 
@@ -86,17 +92,17 @@ def task_overrides(chosen: argparse.Namespace) -> list[str]:
     output = chosen.output
     return [
         "algorithm.adv_estimator=grpo",
-        f"data.train_files={output}/prompts.parquet",
-        f"data.val_files={output}/prompts.parquet",
+        f"data.train_files={quoted(output / 'prompts.parquet')}",
+        f"data.val_files={quoted(output / 'prompts.parquet')}",
         "data.train_batch_size=8",
         "data.max_prompt_length=32",
         "data.max_response_length=12",
         "data.dataloader_num_workers=0",
         "data.filter_overlong_prompts=False",
-        f"reward.custom_reward_function.path={HERE}/toy_task.py",
+        f"reward.custom_reward_function.path={quoted(HERE / 'toy_task.py')}",
         "reward.custom_reward_function.name=digit_share",
         "reward.num_workers=1",
-        f"actor_rollout_ref.model.path={output}/model",
+        f"actor_rollout_ref.model.path={quoted(output / 'model')}",
         "actor_rollout_ref.rollout.n=4",
         "actor_rollout_ref.actor.ppo_mini_batch_size=8",
         "actor_rollout_ref.actor.ppo_epochs=2",
@@ -127,7 +133,7 @@ def cpu_overrides(chosen: argparse.Namespace) -> list[str]:
         "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=8",
         "actor_rollout_ref.rollout.agent.num_workers=1",
         "transfer_queue.backend.SimpleStorage.num_data_storage_units=1",
-        f"trainer.v1.sampler.custom_sampler.path={HERE}/cpu_sampler.py",
+        f"trainer.v1.sampler.custom_sampler.path={quoted(HERE / 'cpu_sampler.py')}",
         "trainer.v1.sampler.custom_sampler.name=EagerBuffer",
         # Ray counts places, not processors, and verl's helpers ask for more of them than a laptop has.
         f"+ray_kwargs.ray_init.num_gpus={chosen.ranks}",
@@ -143,15 +149,21 @@ def trainer_overrides(chosen: argparse.Namespace) -> list[str]:
         f"trainer.total_training_steps={chosen.steps}",
         f"trainer.total_epochs={chosen.steps}",
         f"trainer.save_freq={chosen.save_every}",
-        f"trainer.default_local_dir={chosen.output}/checkpoints",
+        f"trainer.default_local_dir={quoted(chosen.output / 'checkpoints')}",
         "trainer.nnodes=1",
         "trainer.logger=[console,file]",
         "trainer.project_name=equipoise",
         "trainer.experiment_name=verl-cpu",
         "trainer.val_before_train=False",
         "trainer.test_freq=-1",
-        f"hydra.run.dir={chosen.output}/hydra",
+        f"hydra.run.dir={quoted(chosen.output / 'hydra')}",
     ]
+
+
+def steps_done(output: Path) -> int:
+    """The step of the last checkpoint; 0 where there is none."""
+    file = output / "checkpoints" / "latest_checkpointed_iteration.txt"
+    return int(file.read_text()) if file.exists() else 0
 
 
 def metrics_file(output: Path) -> Path:
@@ -176,6 +188,7 @@ def environment(metrics: Path) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "RAY_AUTH_TOKEN": secrets.token_hex(16),  # or Ray writes one to the home folder
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",  # not after everything else that runs on the machine
     }
 
 
@@ -240,13 +253,16 @@ def main(arguments: list[str] | None = None) -> int:
     """Make what the run needs, train, and say where everything is."""
     chosen = options(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
+    if (done := steps_done(chosen.output)) >= chosen.steps:
+        print(f"{chosen.output} has {done} steps already: give --steps more, or another --output", file=sys.stderr)
+        return 0
     prepare(chosen.output)
     overrides = task_overrides(chosen) + cpu_overrides(chosen) + trainer_overrides(chosen)
     if not chosen.plain:
         overrides += equipoise_overrides(chosen.output)
     print(f"starting verl and Ray, half a minute or more; all they print: {chosen.output}/trainer.log", flush=True)
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as sockets:
-        overrides.append(f"+ray_kwargs.ray_init._temp_dir={sockets}")
+        overrides.append(f"+ray_kwargs.ray_init._temp_dir={quoted(sockets)}")
         trainer = Trainer([*overrides, *chosen.overrides], chosen.output)
         try:
             status = trainer.follow()
@@ -258,6 +274,10 @@ def main(arguments: list[str] | None = None) -> int:
     if status not in (0, 130):
         tail = trainer.log.read_text().splitlines()[-30:]
         print("\n".join([*tail, f"verl's trainer ended with {status}; all of it: {trainer.log}"]), file=sys.stderr)
+    if status == 0:
+        print(f"done: metrics of every step in {trainer.metrics}, checkpoints beside it")
+        if not chosen.plain:
+            print(f"equipoise report {chosen.output / 'equipoise'}: every update, and its tokens")
     return status
 
 
