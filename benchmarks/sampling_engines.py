@@ -226,9 +226,15 @@ def lines_of(size: str, model: str, folder: Path) -> Iterator[str]:
             kept = folder / "kept.json"
             kept.write_text(json.dumps(found))
             differs = in_a_process("mismatch", model, count, kept)
-            said += [f"  - {line}" for line in (str(differs | {"searches": ""}), *differs["searches"])]
+            said += [f"  - {line}" for line in (shown(differs), *differs["searches"])]
         print(*said, sep="\n", flush=True)
         yield from said
+
+
+def shown(differs: dict) -> str:
+    """The numbers of `mismatch` in one line."""
+    mean, most, spread, outside = (f"{differs[name]:.2g}" for name in ("mean", "most", "ratio_std", "outside"))
+    return f"mean {mean}, most {most}, ratio_std {spread}, outside {outside}"
 
 
 def run_task(options: argparse.Namespace) -> None:

@@ -35,7 +35,12 @@ METHODS = (
         ("inputs",),
     ),
     PrivateName(
-        "_calculate_rewards", GRPO, "overridden; ends with one gather",
+        "_prepare_inputs", GRPO, "overridden; a new rollout batch is a new _buffered_inputs",
+        "staleness, and whether bounds are searched",
+        ("generation_batch",),
+    ),
+    PrivateName(
+        "_calculate_rewards", GRPO, "overridden, and its answers noted; ends with one gather",
         "rewards in token records, on one process as on many; a reward that fails on one of several processes hangs",
         ("inputs", "prompts", "completions", "completion_ids_list"),
     ),

@@ -66,7 +66,7 @@ class ResumableTrainer(GRPOTrainer):
             resume_from_checkpoint = str(latest)
         if resume_from_checkpoint:
             self._check_resumable(Path(resume_from_checkpoint))
-        self._update = None  # of a call that was interrupted
+        self._count_from_zero()
         if self.off_policy is not None:
             self.off_policy.reset()
         try:
@@ -74,6 +74,15 @@ class ResumableTrainer(GRPOTrainer):
         finally:
             if self._recording is not None:
                 self._recording.close()
+
+    def _count_from_zero(self) -> None:
+        """After an earlier call: transformers counts updates from 0 again, while TRL goes on in its rollout batch."""
+        self._rollout_step -= self.state.global_step
+        if self._update is not None or self.off_policy is not None:
+            # An update that was interrupted begins with data that lie in one place; stored groups are gone.
+            self._step -= self._step % (self.args.steps_per_generation * self.num_iterations)
+            self._buffered_inputs = None
+        self._update = None
 
     def _check_resumable(self, checkpoint: Path) -> None:
         if not is_foreign(checkpoint) and not checkpoints.read_marker(checkpoint).get("resumable", True):
