@@ -84,6 +84,11 @@ METHODS = (
         "_get_output_dir", TRAINER, "called", "the checkpoint is marked in another folder than it lies in", ("trial",)
     ),
     PrivateName(
+        "_finalize_training", TRAINER, "overridden",
+        "with save_total_limit=1, the best checkpoint's end of a run removes those of other trainers",
+        ("trial", "num_train_samples", "start_time"),
+    ),
+    PrivateName(
         "_run_epoch", TRAINER, "overridden", "a run resumed within a rollout batch skips the wrong batches",
         (
             "model", "epoch", "train_dataloader", "steps_in_epoch", "num_update_steps_per_epoch", "trial",

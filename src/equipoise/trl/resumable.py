@@ -85,6 +85,8 @@ class ResumableTrainer(GRPOTrainer):
         self._update = None
 
     def _check_resumable(self, checkpoint: Path) -> None:
+        if not checkpoint.is_dir():
+            raise checkpoints.CheckpointError(f"{checkpoint} to resume from does not exist")
         if not is_foreign(checkpoint) and not checkpoints.read_marker(checkpoint).get("resumable", True):
             raise checkpoints.CheckpointError(
                 f"{checkpoint} was saved with save_only_model: it has no optimizer state to resume from"
@@ -126,12 +128,8 @@ class ResumableTrainer(GRPOTrainer):
             if self.args.should_save:
                 checkpoints.begin(folder)
             self.accelerator.wait_for_everyone()  # no process may write into what is moved aside
-            # transformers would remove older checkpoints before this one is marked complete.
-            limit, self.args.save_total_limit = self.args.save_total_limit, None
-            try:
+            with self._nothing_removed():  # not before this one is marked complete
                 super()._save_checkpoint(model, trial)
-            finally:
-                self.args.save_total_limit = limit
             if not self.args.save_only_model:
                 torch.save(self._rollout_state(), folder / self._rollout_state_name)
                 if self.off_policy is not None:
@@ -142,6 +140,23 @@ class ResumableTrainer(GRPOTrainer):
                 checkpoints.write_marker(folder, state)
         if self.args.should_save:
             checkpoints.rotate(run_folder, self.args.save_total_limit, self.state.best_model_checkpoint)
+
+    def _finalize_training(self, trial, *args, **kwargs):
+        with self._nothing_removed():
+            output = super()._finalize_training(trial, *args, **kwargs)
+        best = self.state.best_model_checkpoint
+        if self.args.should_save and self.args.save_total_limit == 1 and best is not None:
+            checkpoints.keep_only(self._get_output_dir(trial=trial), best)
+        return output
+
+    @contextmanager
+    def _nothing_removed(self) -> Iterator[None]:
+        """Within the block, transformers removes no checkpoints: it would not ask who wrote them."""
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            yield
+        finally:
+            self.args.save_total_limit = limit
 
     @contextmanager
     def _whole_checkpoint(self, folder: Path) -> Iterator[None]:
