@@ -211,7 +211,8 @@ def main() -> None:
         models = {"1M": str(small_model(Path(folder)))} | ({"folder": options.model} if options.model else {})
         lines = [line for size, model in models.items() for line in lines_of(size, model, Path(folder))]
     machine = f"{platform.machine()}, {os.cpu_count()} cores, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS')}"
-    RESULTS.write_text(f"{machine}, load {os.getloadavg()[0]:.1f} at the end\n\n" + "\n".join(lines) + "\n")
+    named = f"; folder: {Path(options.model).resolve().name}" if options.model else ""
+    RESULTS.write_text(f"{machine}, load {os.getloadavg()[0]:.1f} at the end{named}\n\n" + "\n".join(lines) + "\n")
 
 
 def lines_of(size: str, model: str, folder: Path) -> Iterator[str]:
