@@ -211,7 +211,8 @@ def main() -> None:
         models = {"1M": str(small_model(Path(folder)))} | ({"folder": options.model} if options.model else {})
         lines = [line for size, model in models.items() for line in lines_of(size, model, Path(folder))]
     machine = f"{platform.machine()}, {os.cpu_count()} cores, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS')}"
-    RESULTS.write_text(f"{machine}, load {os.getloadavg()[0]:.1f} at the end\n\n" + "\n".join(lines) + "\n")
+    named = f"; folder: {Path(options.model).resolve().name}" if options.model else ""
+    RESULTS.write_text(f"{machine}, load {os.getloadavg()[0]:.1f} at the end{named}\n\n" + "\n".join(lines) + "\n")
 
 
 def lines_of(size: str, model: str, folder: Path) -> Iterator[str]:
@@ -226,9 +227,15 @@ def lines_of(size: str, model: str, folder: Path) -> Iterator[str]:
             kept = folder / "kept.json"
             kept.write_text(json.dumps(found))
             differs = in_a_process("mismatch", model, count, kept)
-            said += [f"  - {line}" for line in (str(differs | {"searches": ""}), *differs["searches"])]
+            said += [f"  - {line}" for line in (shown(differs), *differs["searches"])]
         print(*said, sep="\n", flush=True)
         yield from said
+
+
+def shown(differs: dict) -> str:
+    """The numbers of `mismatch` in one line."""
+    mean, most, spread, outside = (f"{differs[name]:.2g}" for name in ("mean", "most", "ratio_std", "outside"))
+    return f"mean {mean}, most {most}, ratio_std {spread}, outside {outside}"
 
 
 def run_task(options: argparse.Namespace) -> None:

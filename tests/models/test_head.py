@@ -187,6 +187,23 @@ def test_an_adapter_on_the_head_is_refused_and_a_trained_copy_of_it_is_used():
     torch.testing.assert_close(log_probs, expected)
 
 
+class Packed(torch.nn.Module):
+    """A head as a quantisation leaves it."""
+
+    def __init__(self, weight):
+        super().__init__()
+        if weight is not None:
+            self.weight = torch.nn.Parameter(weight, requires_grad=False)
+
+
+@pytest.mark.parametrize("weight", [None, torch.zeros(17, 16, dtype=torch.int8)], ids=["none", "int8"])
+def test_a_packed_head_is_refused(weight):
+    model = tiny_model()
+    model.lm_head = Packed(weight)
+    with pytest.raises(ValueError, match="weight of the LM head.*got a Packed"):
+        add_statistics_head(model, temperature=1.0)
+
+
 def test_an_offloaded_head_is_refused():
     model = tiny_model()
     add_statistics_head(model, temperature=1.0)

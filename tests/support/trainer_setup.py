@@ -71,13 +71,22 @@ def config(folder, **settings) -> EquipoiseConfig:
 
 
 def trainer(
-    folder, *, model=None, trainer_class=EquipoiseTrainer, args=None, dataset=None, peft_config=None, **settings
+    folder,
+    *,
+    model=None,
+    trainer_class=EquipoiseTrainer,
+    args=None,
+    dataset=None,
+    eval_dataset=None,
+    peft_config=None,
+    **settings,
 ):
     return trainer_class(
         model=tiny_model() if model is None else model,
         reward_funcs=digit_reward,
         args=config(folder, **settings) if args is None else args,
         train_dataset=prompts() if dataset is None else dataset,
+        eval_dataset=eval_dataset,
         processing_class=character_tokenizer(),
         peft_config=peft_config,
     )

@@ -5,6 +5,7 @@ import logging
 import pytest
 import torch
 from trainer_setup import config
+from transformers import HfArgumentParser
 
 from equipoise import (
     BalanceSignal,
@@ -15,6 +16,7 @@ from equipoise import (
     ScheduleSignal,
     TrendSignal,
 )
+from equipoise.trl import EquipoiseConfig
 
 REFUSED = [
     ({"clipping": "adaptive"}, "clipping must be one of 'fixed', 'balanced', got clipping='adaptive'"),
@@ -179,3 +181,11 @@ def test_a_truncated_softmax_is_warned_of(tmp_path, caplog, cut):
 def test_the_plain_softmax_is_not(tmp_path, caplog):
     config(tmp_path, top_p=1.0, top_k=0, min_p=0.0, repetition_penalty=1.0)
     assert "plain one" not in caplog.text
+
+
+def test_scripts_that_parse_trls_settings_parse_ours():
+    """With the parser of transformers, which TRL's is one of; its help takes % for the beginning of a format."""
+    parser = HfArgumentParser(EquipoiseConfig)
+    assert "--record_tokens" in parser.format_help()
+    parsed = parser.parse_args(["--clipping", "balanced", "--bapo_low", "0.7", "0.95", "--num_iterations", "2"])
+    assert (parsed.clipping, parsed.bapo_low, parsed.polarity) == ("balanced", [0.7, 0.95], "off")

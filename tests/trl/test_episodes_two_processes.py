@@ -1,49 +1,18 @@
 """Two processes train on episodes and share evaluations, with the whole model each or with shards of it."""
 
-import importlib.util
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import episodes_two_process_run
 import pytest
-import torch
 from episodes_two_process_run import PROMPTS, evaluated
-from processes import DDP, FSDP2, ZERO3, launch
+from processes import DDP, FSDP2, launch
 from trainer_setup import tiny_model
 
 from equipoise.models.evaluation_ranks import EvaluationRanks
 
 SCRIPT = Path(episodes_two_process_run.__file__)
 pytestmark = pytest.mark.distributed
-
-
-def launched(folder, configuration):
-    launch(SCRIPT, folder, configuration=configuration)
-    ends = [torch.load(folder / f"ends-{rank}.pt", weights_only=True) for rank in range(2)]
-    return SimpleNamespace(folder=folder, ends=ends, sharded=configuration != DDP)
-
-
-@pytest.fixture(scope="module")
-def ddp(tmp_path_factory):
-    return launched(tmp_path_factory.mktemp("ddp"), DDP)
-
-
-@pytest.fixture(scope="module")
-def fsdp2(tmp_path_factory):
-    return launched(tmp_path_factory.mktemp("fsdp2"), FSDP2)
-
-
-@pytest.fixture(scope="module")
-def zero3(tmp_path_factory):
-    if importlib.util.find_spec("deepspeed") is None:
-        pytest.skip("DeepSpeed is not installed")
-    return launched(tmp_path_factory.mktemp("zero3"), ZERO3)
-
-
-@pytest.fixture(params=["ddp", "fsdp2", "zero3"])
-def two(request):
-    return request.getfixturevalue(request.param)
 
 
 def test_processes_with_other_numbers_of_turns_train_on_their_episodes(two):

@@ -10,7 +10,7 @@ from trainer_setup import prompts, trainer
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from equipoise.diagnostics.run_folder import CHECKPOINT_BEGUN, CHECKPOINT_MARKER, latest_checkpoint
+from equipoise.diagnostics.run_folder import CHECKPOINT_BEGUN, CHECKPOINT_MARKER, HOST_STATE, latest_checkpoint
 from equipoise.trl import checkpoints
 from equipoise.trl.checkpoints import CheckpointError
 
@@ -229,3 +229,57 @@ def test_without_optimizer_state_that_is_said(tmp_path, caplog):
     grpo_run(tmp_path, save_only_model=True)
     make(tmp_path, max_steps=3).train(resume_from_checkpoint=True)
     assert "of another trainer: model, order of the data" in caplog.text
+
+
+def test_at_the_end_of_a_run_that_keeps_its_best_checkpoint_alone_those_of_others_stay(tmp_path):
+    others = [tmp_path / name for name in ("checkpoint-50", "checkpoint-77")]
+    for folder in others:
+        folder.mkdir()
+        (folder / "notes").touch()
+    (others[0] / HOST_STATE).write_text("{}")
+    subject = make(
+        tmp_path, max_steps=3, save_steps=1, save_total_limit=1, eval_strategy="steps", eval_steps=1,
+        load_best_model_at_end=True, metric_for_best_model="eval_reward", eval_dataset=prompts(4),
+        per_device_eval_batch_size=4,
+    )  # fmt: skip
+    subject.train()
+    best = Path(subject.state.best_model_checkpoint)
+    assert sorted(tmp_path.glob("checkpoint-*")) == sorted([best, *others])
+    assert all((folder / "notes").exists() for folder in others)
+    assert subject.args.save_total_limit == 1
+
+
+def interrupted_in_its_second_update(folder):
+    """A trainer whose run was stopped between two micro-batches; its next call of `train` goes through."""
+    stopped = []
+
+    class Stop(TrainerCallback):
+        def on_substep_end(self, args, state, control, **kwargs):
+            if state.global_step == 1 and not stopped:
+                stopped.append(state.global_step)
+                raise KeyboardInterrupt
+
+    subject = make(folder, max_steps=4)
+    subject.add_callback(Stop())
+    with pytest.raises(KeyboardInterrupt):
+        subject.train()
+    return subject
+
+
+def staleness(subject):
+    return [entry["equipoise/staleness"] for entry in history(subject)]
+
+
+def test_a_run_that_was_interrupted_in_an_update_begins_again_with_a_rollout_batch(tmp_path):
+    subject = interrupted_in_its_second_update(tmp_path)
+    subject.train()
+    assert staleness(subject) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("stored", [{}, {"replay_fraction": 0.5}], ids=str)
+def test_a_second_call_of_train_counts_versions_from_zero(tmp_path, stored):
+    """It goes on in the rollout batch of the first one, as with TRL; where groups are stored, it is gone."""
+    subject = make(tmp_path, max_steps=3, **stored)
+    subject.train()
+    subject.train()
+    assert staleness(subject) == ([0, 1, 2] if stored else [3, 0, 1])

@@ -1,6 +1,5 @@
 """Two processes make the run that one process makes, and continue it exactly: each with the whole model, or a shard."""
 
-import importlib.util
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,46 +7,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 import two_process_run
-from processes import DDP, FSDP2, ZERO3, launch
+from processes import FSDP2, launch
 
 from equipoise.trl.checkpoints import CheckpointError
 
 SCRIPT = Path(two_process_run.__file__)
 pytestmark = [pytest.mark.distributed, pytest.mark.filterwarnings("ignore:You are using 'rollout_func'")]
-
-
-def launched(folder, configuration):
-    """The folder of the run and what each process ended with."""
-    launch(SCRIPT, folder, configuration=configuration)
-    ends = [torch.load(folder / f"ends-{rank}.pt", weights_only=True) for rank in range(2)]
-    return SimpleNamespace(folder=folder, ends=ends)
-
-
-@pytest.fixture(scope="module")
-def ddp(tmp_path_factory):
-    return launched(tmp_path_factory.mktemp("ddp"), DDP)
-
-
-@pytest.fixture(scope="module")
-def fsdp2(tmp_path_factory):
-    return launched(tmp_path_factory.mktemp("fsdp2"), FSDP2)
-
-
-@pytest.fixture(scope="module")
-def zero3(tmp_path_factory):
-    if importlib.util.find_spec("deepspeed") is None:
-        pytest.skip("DeepSpeed is not installed")
-    return launched(tmp_path_factory.mktemp("zero3"), ZERO3)
-
-
-@pytest.fixture(params=["fsdp2", "zero3"])
-def sharded(request):
-    return request.getfixturevalue(request.param)
-
-
-@pytest.fixture(params=["ddp", "fsdp2", "zero3"])
-def two(request):
-    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture(scope="module")

@@ -53,9 +53,17 @@ def add_statistics_head(model: PreTrainedModel, *, temperature: float, float32_p
             (TRL's `cast_lm_head_to_fp32`).
 
     Raises:
-        ValueError: the LM head has an adapter of its own (`lora_target_modules`), whose part would be missing. A whole
-            copy that is trained (`modules_to_save`) is one head like any other.
+        ValueError: the LM head has no weight, or one that is packed; or it has an adapter of its own
+            (`lora_target_modules`), whose part would be missing. A whole copy that is trained (`modules_to_save`) is
+            one head like any other.
     """
+    weight = getattr(model.get_output_embeddings(), "weight", None)
+    if weight is None or not weight.is_floating_point():
+        raise ValueError(
+            f"log-probs and entropies are formed from the weight of the LM head, and {type(model).__name__} has none "
+            f"in floating point there, got a {type(model.get_output_embeddings()).__name__}: leave the head out of a "
+            f"quantisation"
+        )
     if hasattr(model.get_output_embeddings(), "base_layer"):
         raise ValueError(
             "an adapter on the LM head is not in its weight, which log-probs and entropies are formed from: leave the "

@@ -13,7 +13,7 @@ class RecordSettings:
         default=0,
         metadata={
             "help": "Record every token of every n-th update, the first included, in RUN/tokens: Parquet, for "
-            "`equipoise report`, pandas, polars, DuckDB. 0: off. 10 costs the training thread less than 1%."
+            "`equipoise report`, pandas, polars, DuckDB. 0: off. 10 costs the training thread under a hundredth."
         },
     )
     record_tokens_fraction: float = field(

@@ -101,3 +101,10 @@ def rotate(run_folder: str | Path, limit: int | None, best: str | None) -> None:
     others = [folder for folder in complete if folder not in kept]
     for folder in others[: max(len(complete) - max(limit, len(kept)), 0)]:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def keep_only(run_folder: str | Path, best: str) -> None:
+    """Remove the checkpoints of equipoise but the best, as transformers does at the end of a run that may keep one."""
+    for folder in checkpoint_folders(run_folder):
+        if is_complete(folder) and folder.resolve() != Path(best).resolve():
+            shutil.rmtree(folder, ignore_errors=True)

@@ -131,6 +131,18 @@ class OffPolicyRollouts:
                 raise
             raise InputError(f"{self.setting}: {error}") from error
 
+    def check(self, inputs: Batch) -> None:
+        """Refuses a rollout batch that did not come this way.
+
+        Raises:
+            InputError: a subclass of the trainer has sampled it by itself.
+        """
+        if "policy_version" not in inputs:
+            raise InputError(
+                f"{self.setting} works in EquipoiseTrainer._generate_and_score_completions, which "
+                f"{type(self.trainer).__name__} replaces without calling it"
+            )
+
     def _finished(self, rows: Rows) -> list[Prompt]:
         """As many finished groups as `rows` holds, some of them begun earlier."""
         finished, measured = self.continuation.finished(rows, self.version)

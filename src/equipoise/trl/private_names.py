@@ -35,7 +35,12 @@ METHODS = (
         ("inputs",),
     ),
     PrivateName(
-        "_calculate_rewards", GRPO, "overridden; ends with one gather",
+        "_prepare_inputs", GRPO, "overridden; a new rollout batch is a new _buffered_inputs",
+        "staleness, and whether bounds are searched",
+        ("generation_batch",),
+    ),
+    PrivateName(
+        "_calculate_rewards", GRPO, "overridden, and its answers noted; ends with one gather",
         "rewards in token records, on one process as on many; a reward that fails on one of several processes hangs",
         ("inputs", "prompts", "completions", "completion_ids_list"),
     ),
@@ -77,6 +82,11 @@ METHODS = (
     ),
     PrivateName(
         "_get_output_dir", TRAINER, "called", "the checkpoint is marked in another folder than it lies in", ("trial",)
+    ),
+    PrivateName(
+        "_finalize_training", TRAINER, "overridden",
+        "with save_total_limit=1, the best checkpoint's end of a run removes those of other trainers",
+        ("trial", "num_train_samples", "start_time"),
     ),
     PrivateName(
         "_run_epoch", TRAINER, "overridden", "a run resumed within a rollout batch skips the wrong batches",

@@ -66,7 +66,7 @@ class ResumableTrainer(GRPOTrainer):
             resume_from_checkpoint = str(latest)
         if resume_from_checkpoint:
             self._check_resumable(Path(resume_from_checkpoint))
-        self._update = None  # of a call that was interrupted
+        self._count_from_zero()
         if self.off_policy is not None:
             self.off_policy.reset()
         try:
@@ -75,7 +75,18 @@ class ResumableTrainer(GRPOTrainer):
             if self._recording is not None:
                 self._recording.close()
 
+    def _count_from_zero(self) -> None:
+        """After an earlier call: transformers counts updates from 0 again, while TRL goes on in its rollout batch."""
+        self._rollout_step -= self.state.global_step
+        if self._update is not None or self.off_policy is not None:
+            # An update that was interrupted begins with data that lie in one place; stored groups are gone.
+            self._step -= self._step % (self.args.steps_per_generation * self.num_iterations)
+            self._buffered_inputs = None
+        self._update = None
+
     def _check_resumable(self, checkpoint: Path) -> None:
+        if not checkpoint.is_dir():
+            raise checkpoints.CheckpointError(f"{checkpoint} to resume from does not exist")
         if not is_foreign(checkpoint) and not checkpoints.read_marker(checkpoint).get("resumable", True):
             raise checkpoints.CheckpointError(
                 f"{checkpoint} was saved with save_only_model: it has no optimizer state to resume from"
@@ -117,12 +128,8 @@ class ResumableTrainer(GRPOTrainer):
             if self.args.should_save:
                 checkpoints.begin(folder)
             self.accelerator.wait_for_everyone()  # no process may write into what is moved aside
-            # transformers would remove older checkpoints before this one is marked complete.
-            limit, self.args.save_total_limit = self.args.save_total_limit, None
-            try:
+            with self._nothing_removed():  # not before this one is marked complete
                 super()._save_checkpoint(model, trial)
-            finally:
-                self.args.save_total_limit = limit
             if not self.args.save_only_model:
                 torch.save(self._rollout_state(), folder / self._rollout_state_name)
                 if self.off_policy is not None:
@@ -133,6 +140,23 @@ class ResumableTrainer(GRPOTrainer):
                 checkpoints.write_marker(folder, state)
         if self.args.should_save:
             checkpoints.rotate(run_folder, self.args.save_total_limit, self.state.best_model_checkpoint)
+
+    def _finalize_training(self, trial, *args, **kwargs):
+        with self._nothing_removed():
+            output = super()._finalize_training(trial, *args, **kwargs)
+        best = self.state.best_model_checkpoint
+        if self.args.should_save and self.args.save_total_limit == 1 and best is not None:
+            checkpoints.keep_only(self._get_output_dir(trial=trial), best)
+        return output
+
+    @contextmanager
+    def _nothing_removed(self) -> Iterator[None]:
+        """Within the block, transformers removes no checkpoints: it would not ask who wrote them."""
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            yield
+        finally:
+            self.args.save_total_limit = limit
 
     @contextmanager
     def _whole_checkpoint(self, folder: Path) -> Iterator[None]:

@@ -36,7 +36,7 @@ from equipoise.trl.own_methods import CLIPPED_LOSSES
 from equipoise.trl.ranks import accelerator_ranks
 from equipoise.trl.resumable import ResumableTrainer
 from equipoise.trl.reward_checks import check_rewards, without_noise
-from equipoise.trl.seams import OutputRecorder
+from equipoise.trl.seams import OutputRecorder, answers
 from equipoise.trl.sharding import check_savable, keep_float32_outputs, shard_on_cpu
 from equipoise.trl.shared_rewards import shared_rewards
 from equipoise.trl.token_recording import TokenRecording
@@ -111,26 +111,36 @@ class EquipoiseTrainer(ResumableTrainer):
                 raise
             raise diverged(self.state.global_step, self.args.learning_rate) from error
         if training:
-            self._rollout_step = self.state.global_step
-            self._rollout_reward = self._metrics["train"]["reward"][-1]
             for name, value in (self.off_policy.metrics if self.off_policy else {}).items():
                 self._metrics["train"][METRIC_PREFIX + name].append(value)
             if self._recording is not None:
                 batch |= self._recording.samples(batch, self._rewards, self.reward_weights, self._step)
         return batch
 
+    def _prepare_inputs(self, generation_batch):
+        before = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        if self._buffered_inputs is not before:  # whoever has sampled it
+            self._rollout_step = self.state.global_step
+            self._rollout_reward = (self._metrics["train"].get("reward") or [math.nan])[-1]
+            if self.off_policy is not None:
+                self.off_policy.check(inputs)
+        return inputs
+
     def _scored(self, inputs):
-        batch = super()._generate_and_score_completions(inputs)
+        # A subclass may have rewards of its own: what counts are those that TRL is given.
+        with answers(self, "_calculate_rewards") as rewards:
+            batch = super()._generate_and_score_completions(inputs)
+        self._rewards: Tensor = rewards[-1]
+        check_rewards(self._rewards, self.reward_weights, self.reward_func_names)
         if self.model.training and self.multi_objective_aggregation == "sum_then_normalize":
             rank = self.accelerator.process_index
             batch["advantages"] = without_noise(batch["advantages"], self._rewards, self.num_generations, rank)
         return batch
 
-    def _calculate_rewards(self, inputs, prompts, *args):
-        score = functools.partial(super()._calculate_rewards, inputs, prompts, *args)
-        self._rewards: Tensor = shared_rewards(self, score, len(prompts))
-        check_rewards(self._rewards, self.reward_weights, self.reward_func_names)
-        return self._rewards
+    def _calculate_rewards(self, inputs, prompts, *args, **kwargs):
+        score = functools.partial(super()._calculate_rewards, inputs, prompts, *args, **kwargs)
+        return shared_rewards(self, score, len(prompts))
 
     def _generate_single_turn(self, prompt_ids, *args, **kwargs):
         sample = functools.partial(self._turns.sample, super()._generate_single_turn)
@@ -138,12 +148,12 @@ class EquipoiseTrainer(ResumableTrainer):
             return sample(prompt_ids, *args, **kwargs)
         return self.off_policy.generate(sample, prompt_ids, *args, **kwargs)
 
-    def _tool_call_loop(self, prompts, prompt_ids, completion_ids, completions, *args):  # pyright: ignore
+    def _tool_call_loop(self, prompts, prompt_ids, completion_ids, completions, *args, **kwargs):  # pyright: ignore
         if self.environments:
             most = self.max_tool_calling_iterations
             completions = [Transcript(*pair, most) for pair in zip(completions, self.environments, strict=True)]
         with self._turns.loop(super()._generate_single_turn, prompt_ids[0]):
-            return super()._tool_call_loop(prompts, prompt_ids, completion_ids, completions, *args)
+            return super()._tool_call_loop(prompts, prompt_ids, completion_ids, completions, *args, **kwargs)
 
     # ---- one micro-batch ----------------------------------------------------------------------------------------
 
