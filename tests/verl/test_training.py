@@ -134,3 +134,22 @@ def test_a_continued_run_ends_with_the_same_state_of_equipoise(runs):
     assert whole["updates"] == 2 * STEPS
     assert len(set(whole["versions"])) == STEPS
     assert leaves(continued) == pytest.approx(leaves(whole), rel=1e-4)
+
+
+def test_a_checkpoint_that_verl_has_merged_is_evaluated(runs, tmp_path):
+    """verl's own tool rounds the weights to bfloat16; equipoise evaluates what it wrote."""
+    actor = runs[0] / "checkpoints/global_step_20/actor"
+    merge = ["verl.model_merger", "merge", "--backend", "fsdp", "--local_dir", str(actor)]
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "abc", "answer": "1"}\n{"prompt": "xyz", "answer": "2"}\n')
+    evaluate = ["equipoise", "evaluate", str(tmp_path / "merged"), "--dataset", str(tmp_path / "prompts.jsonl")]
+    evaluate += ["--reward", "exact", "--chat", "--samples", "2", "--k", "1", "--max_new_tokens", "8"]
+    for module in (
+        [*merge, "--target_dir", str(tmp_path / "merged")],
+        [*evaluate, "--output", str(tmp_path / "found.json")],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", *module], cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    (found,) = json.loads((tmp_path / "found.json").read_text()).values()
+    assert 0 < found["prompts"]["mean_entropy"] < 4
