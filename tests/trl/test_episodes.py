@@ -5,16 +5,18 @@ import pickle
 import threading
 import time
 
+import episode_setup
 import pytest
 import torch
 from episode_setup import Scripted, episode_trainer, model, sums
 from resume_setup import TIMINGS
+from trl import GRPOTrainer
 
 from equipoise.errors import InputError
 from equipoise.models.warm_starts import calculator_tokenizer
-from equipoise.tasks.environments import EpisodeLimits, EpisodeReward, EpisodesFailedError
+from equipoise.tasks.environments import EpisodeLimits, EpisodeReward, EpisodesFailedError, guarded
 from equipoise.tasks.environments.calculator import Calculator, CalculatorReward
-from equipoise.trl import run
+from equipoise.trl import EquipoiseTrainer, run
 from equipoise.trl.episodes import Transcript, evaluate_episodes, neutral_rewards
 
 pytestmark = pytest.mark.filterwarnings("ignore::trl.import_utils.TRLExperimentalWarning")
@@ -214,9 +216,52 @@ def test_a_call_that_the_loop_will_not_ask_for_does_not_begin(tmp_path):
 
 
 def test_messages_that_are_no_calls_begin_nothing():
-    transcript = Transcript([{"role": "assistant", "content": "42"}], None, 4)
+    episode = guarded(Calculator, episode_setup.LIMITS)()
+    transcript = Transcript([{"role": "assistant", "content": "42"}], episode, 4)
     transcript.append({"role": "assistant", "tool_calls": [{"type": "function"}]})
     assert len(transcript) == 2
+    assert not episode._begun
+
+
+class Plain:
+    """An environment as TRL takes it, without our guard."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def reset(self, **row) -> None:
+        """A new sum."""
+        self.calls = 0
+
+    def calculate(self, expression: str) -> str:
+        """The result of one operation.
+
+        Args:
+            expression: two numbers with + or - between them.
+        """
+        self.calls += 1
+        first, sign, second = expression.split()
+        return str(int(first) + (int(second) if sign == "+" else -int(second)))
+
+
+def test_a_plain_environment_trains_what_it_does_on_trls_trainer(tmp_path, monkeypatch):
+    """Its completions are plain lists, whatever a reward function asks of them."""
+    kinds, ends = set(), []
+
+    def reward(completions, environments, **columns):
+        kinds.update(map(type, completions))
+        return [e.calls + len(str(c[-1]["content"])) for e, c in zip(environments, completions, strict=True)]
+
+    monkeypatch.setattr(episode_setup, "guarded", lambda environment, limits: environment)
+    for base in (GRPOTrainer, EquipoiseTrainer):
+        said = {name: vars(Scripted)[name] for name in ("_generate_single_turn", "script")}
+        kind = type("Said", (base,), said)
+        subject = episode_trainer(tmp_path, environment=Plain, reward=reward, kind=kind, optim="sgd")
+        subject.train()
+        ends.append(subject.model.state_dict())
+    assert kinds == {list}
+    for name, value in ends[0].items():
+        torch.testing.assert_close(ends[1][name], value, rtol=0, atol=1e-6)
 
 
 def test_a_transcript_travels_to_other_processes_as_a_plain_list(tmp_path):

@@ -28,7 +28,7 @@ class Transcript(list):
     The loop ends after `most` turns with calls: a call that it would not ask for must not begin.
     """
 
-    def __init__(self, messages: list[dict[str, Any]], episode: Any, most: int) -> None:
+    def __init__(self, messages: list[dict[str, Any]], episode: Episode, most: int) -> None:
         super().__init__(messages)
         self.episode, self.left = episode, most
         for message in messages:
@@ -45,13 +45,18 @@ class Transcript(list):
 
     def _begin(self, message: dict[str, Any]) -> None:
         calls = message.get("tool_calls") or []
-        if not isinstance(self.episode, Episode) or not calls or self.left == 0:
+        if not calls or self.left == 0:
             return
         self.left -= 1
         for call in calls:
             function = call.get("function") or {}
             if isinstance(function.get("arguments"), dict):
                 self.episode._begin(str(function.get("name")), function["arguments"])
+
+
+def transcript(messages: list[dict[str, Any]], environment: Any, most: int) -> list[dict[str, Any]]:
+    """The messages of one completion, in an environment of ours as a `Transcript`; in others they are left alone."""
+    return Transcript(messages, environment, most) if isinstance(environment, Episode) else messages
 
 
 def neutral_rewards(

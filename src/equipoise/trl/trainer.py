@@ -30,7 +30,7 @@ from equipoise.steering import MicroBatch, Steered, Steering, Update
 from equipoise.steering.steering import diverged
 from equipoise.trl.asymmetry_map import AsymmetryMap
 from equipoise.trl.config import EquipoiseConfig
-from equipoise.trl.episodes import Transcript
+from equipoise.trl.episodes import transcript
 from equipoise.trl.off_policy_rollouts import OffPolicyRollouts
 from equipoise.trl.own_methods import CLIPPED_LOSSES
 from equipoise.trl.ranks import accelerator_ranks
@@ -151,7 +151,7 @@ class EquipoiseTrainer(ResumableTrainer):
     def _tool_call_loop(self, prompts, prompt_ids, completion_ids, completions, *args, **kwargs):  # pyright: ignore
         if self.environments:
             most = self.max_tool_calling_iterations
-            completions = [Transcript(*pair, most) for pair in zip(completions, self.environments, strict=True)]
+            completions = [transcript(*pair, most) for pair in zip(completions, self.environments, strict=True)]
         with self._turns.loop(super()._generate_single_turn, prompt_ids[0]):
             return super()._tool_call_loop(prompts, prompt_ids, completion_ids, completions, *args, **kwargs)
 
