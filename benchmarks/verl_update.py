@@ -38,7 +38,7 @@ class Shape(NamedTuple):
     width: int
     vocabulary: int
     sequences: int
-    half: int = 128
+    half: int = 64
 
 
 SHAPES = {
@@ -277,6 +277,7 @@ def of_times(folder, options):
             f"{shape.half} tokens, in 4 micro-batches where nothing else is said; {options.rounds} rounds.",
             table_of_times(taken),
         ]
+        print("\n\n".join(sections), flush=True)
     return sections
 
 
