@@ -158,6 +158,18 @@ def test_the_run_folder_says_what_verls_metrics_say(group, rows, keys):
         assert (tokens["policy_version"] == 0).all()
 
 
+def test_each_mini_batch_of_a_step_is_an_update(group, rows):
+    from equipoise.diagnostics.runs import read_run
+
+    group.load_checkpoint(str(group.start))
+    half = {"mini_batch_size": 4, "global_batch_size": 4, "epochs": 2, "use_dynamic_bsz": False}
+    verl_setup.update(group, rows, **half, micro_batch_size_per_gpu=1, use_remove_padding=True)
+    lines = read_run(group.folder).metrics
+    assert [line["update"] for line in lines] == [1, 2, 3, 4]
+    assert [line["equipoise/staleness"] for line in lines] == [0, 1, 2, 3]
+    assert lines[0]["equipoise/entropy"] != lines[1]["equipoise/entropy"]  # of other sequences
+
+
 def test_a_checkpoint_continues_the_run_exactly(group, rows, core, tmp_path):
     cut = CUTS["micro-batches of 4"]
     group.load_checkpoint(str(group.start))
