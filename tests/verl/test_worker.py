@@ -53,7 +53,7 @@ SGD = (
     "actor_rollout_ref.actor.optim.optimizer=SGD",
     f"actor_rollout_ref.actor.optim.lr={verl_reference.LEARNING_RATE}",
     "actor_rollout_ref.actor.optim.weight_decay=0",
-    f"actor_rollout_ref.actor.optim.total_training_steps={1}",
+    "actor_rollout_ref.actor.optim.total_training_steps=4",
     f"actor_rollout_ref.actor.optim.clip_grad={verl_reference.GRADIENT_NORM}",
 )
 
@@ -187,6 +187,8 @@ def test_a_checkpoint_continues_the_run_exactly(group, rows, core, tmp_path):
     states = [json.loads((tmp_path / name / "equipoise.json").read_text()) for name in ("whole", "again")]
     assert states[0] == states[1]
     assert states[0]["updates"] == 3
+    if (controller := states[0]["polarity_controller"]) is not None:
+        assert controller["progress"] == pytest.approx(3 / 4)
 
 
 def test_a_checkpoint_without_our_state_is_continued_with_a_fresh_controller(group, rows, core, tmp_path):
