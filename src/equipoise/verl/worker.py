@@ -69,6 +69,7 @@ class EquipoiseWorker(TrainingWorker):
         folder = None
         if settings.output_dir is not None:
             folder = RunFolder(settings, self.model_config.tokenizer, self.ranks.rank, self.world_size_of_update)
+            folder.make()
         self.updates = SteeredUpdates(config, settings, steering, folder)
         self.updates.around(self.engine)
 
@@ -86,7 +87,7 @@ class EquipoiseWorker(TrainingWorker):
         updates = self.updates
         if updates is None:
             return super().train_mini_batch(data)
-        if not self.steps and updates.folder is not None:
+        if updates.folder is not None:
             updates.folder.begin(updates.number)
         updates.origin = examine(data, self.versions, self.ranks, updates=updates.number, samples=self.samples)
         self.samples += len(data) * self.world_size_of_update
@@ -160,6 +161,8 @@ class EquipoiseWorker(TrainingWorker):
         super().load_checkpoint(local_path, hdfs_path, del_local_after_load)
         if self.updates is None:
             return
+        if self.updates.folder is not None:
+            self.updates.folder.end()  # what comes now follows the checkpoint, not what was written last
         dist.broadcast_object_list(text)  # of all nodes' disks, that of the first rank has it
         if text[0] is None:
             if dist.get_rank() == 0:
@@ -175,7 +178,10 @@ class EquipoiseWorker(TrainingWorker):
         path = Path(str(local_path)) / CHECKPOINT_MARKER
         if dist.get_rank() != 0 or local_path is None or not path.is_file():
             return None
-        return path.read_text(encoding="utf-8", errors="replace")
+        try:
+            return path.read_text(encoding="utf-8", errors="replace")
+        except OSError as refused:
+            raise InputError(f"{path} cannot be read: {refused.strerror or refused}") from refused
 
     def _restore(self, text: str, origin: str) -> None:
         assert self.updates is not None
