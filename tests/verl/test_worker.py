@@ -159,6 +159,9 @@ def test_the_run_folder_says_what_verls_metrics_say(group, rows, keys):
 
 
 def test_a_checkpoint_continues_the_run_exactly(group, rows, core, tmp_path):
+    from equipoise.diagnostics.records import read_records
+    from equipoise.diagnostics.runs import read_run
+
     cut = CUTS["micro-batches of 4"]
     group.load_checkpoint(str(group.start))
     verl_setup.update(group, rows, epochs=1, **cut)
@@ -175,6 +178,9 @@ def test_a_checkpoint_continues_the_run_exactly(group, rows, core, tmp_path):
     states = [json.loads((tmp_path / name / "equipoise.json").read_text()) for name in ("whole", "again")]
     assert states[0] == states[1]
     assert states[0]["updates"] == 3
+    assert [line["update"] for line in read_run(group.folder).metrics] == [1, 2, 3]
+    counts = read_records(group.folder).to_pandas()["update"].value_counts()
+    assert counts.to_dict() == dict.fromkeys((1, 2, 3), int(rows["attention_mask"][:, -12:].sum()))
 
 
 def test_a_checkpoint_without_our_state_is_continued_with_a_fresh_controller(group, rows, core, tmp_path):

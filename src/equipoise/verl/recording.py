@@ -63,7 +63,8 @@ class RunFolder:
     def begin(self, updates: int) -> None:
         """Make ready, before the first update of this process or after a checkpoint; all ranks are there.
 
-        Nothing where that is done. What a resumed run writes again is dropped; what another run left, which began anew, is moved aside.
+        Nothing where that is done. What a resumed run writes again is dropped; what another run left, which began
+        anew, is moved aside.
 
         Args:
             updates: optimizer updates that are done.

@@ -73,11 +73,14 @@ class SteeredUpdates:
         if update.needs_preview:
             batches: list[MicroBatch] = []
             control = self.steering.token_control
-            # A search for bounds reads ratios alone, marks the entropies too.
-            tu.assign_non_tensor(data, distillation_use_topk=control is not None and control.needs_preview)
+            of_verl = tu.get_non_tensor_data(data, "calculate_entropy", False)
+            # A search for bounds reads ratios alone, marks the entropies too, and nothing that of verl.
+            reads_entropy = control is not None and control.needs_preview
+            tu.assign_non_tensor(data, distillation_use_topk=reads_entropy, calculate_entropy=False)
             with torch.no_grad():
                 passes(data, _Passed(functools.partial(self._previewed, batches)), forward_only=True)
             self.steering.preview(update, batches)
+            tu.assign_non_tensor(data, calculate_entropy=of_verl)
         tu.assign_non_tensor(data, distillation_use_topk=True)
         output = passes(data, _Passed(functools.partial(self._steered, update, loss_function)), forward_only=False)
         values = {PREFIX + name: x for name, x in self.steering.close(update, progress=self.progress).items()}
@@ -180,7 +183,7 @@ def _has_several(data: TensorDict) -> bool:
 
 
 def _in_reach(old: Tensor, logprob: Tensor) -> Tensor:
-    """Old log-probs as verl's loss counts them: no log ratio lies beyond its limit, also where a ratio would overflow."""
+    """Old log-probs as verl's loss counts them: no log ratio beyond its limit, where a ratio would overflow."""
     log_ratio = logprob - old
     return torch.where(
         log_ratio.abs() > LOG_RATIO_LIMIT, logprob - log_ratio.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT), old
