@@ -17,7 +17,7 @@ from verl.workers.engine_workers import TrainingWorker
 
 from equipoise.diagnostics.run_folder import CHECKPOINT_MARKER
 from equipoise.errors import InputError
-from equipoise.files import write_at_once
+from equipoise.files import write_at_once, writing
 from equipoise.steering import Steering
 from equipoise.verl.checks import check_actor
 from equipoise.verl.origin import Versions, examine
@@ -135,8 +135,10 @@ class EquipoiseWorker(TrainingWorker):
     def save_checkpoint(self, local_path, hdfs_path=None, global_step=0, max_ckpt_to_keep=None):
         """verl's own, and the state of equipoise beside it: `equipoise.json` in the actor's folder."""
         super().save_checkpoint(local_path, hdfs_path, global_step, max_ckpt_to_keep)
-        if self.updates is not None and dist.get_rank() == 0:
-            write_at_once(Path(local_path) / CHECKPOINT_MARKER, json.dumps(self._state(), indent=2))
+        if self.updates is not None and dist.get_rank() == 0 and local_path is not None:
+            path = Path(local_path) / CHECKPOINT_MARKER
+            with writing(path):
+                write_at_once(path, json.dumps(self._state(), indent=2))
 
     def _state(self) -> dict[str, Any]:
         assert self.updates is not None
