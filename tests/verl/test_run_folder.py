@@ -159,6 +159,14 @@ def test_a_tilde_is_the_home_folder(worker_of, tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["home"]
 
 
+def test_a_steered_actor_is_given_no_other_loss(worker_of):
+    worker = worker_of()
+    ours = worker.loss_fn
+    with pytest.raises(InputError, match="another loss"):
+        worker.set_loss_fn(functools.partial(print))
+    assert worker.loss_fn is ours
+
+
 def test_rows_that_only_fill_a_batch_are_not_recorded(worker_of, tmp_path):
     from equipoise.diagnostics.records import read_records
 

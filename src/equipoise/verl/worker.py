@@ -48,11 +48,14 @@ class EquipoiseWorker(TrainingWorker):
         """verl's own; where the loss is ours, the engine is steered from here on.
 
         Raises:
-            InputError: something in the configuration that does not go with equipoise.
+            InputError: something in the configuration that does not go with equipoise; another loss after ours.
         """
-        super().set_loss_fn(loss_fn)
         config = getattr(loss_fn, "keywords", {}).get("config")
-        if self.updates is not None or config is None or config.policy_loss.loss_mode != LOSS_MODE:
+        ours = config is not None and config.policy_loss.loss_mode == LOSS_MODE
+        if self.updates is not None and not ours:
+            raise InputError(f"the actor was built with loss_mode={LOSS_MODE}, and cannot be given another loss later")
+        super().set_loss_fn(loss_fn)
+        if self.updates is not None or not ours:
             return
         settings = settings_in(config.policy_loss)
         check_actor(loss_fn, config, settings, self.model_config)
