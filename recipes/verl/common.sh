@@ -6,6 +6,7 @@
 set -euo pipefail
 : "${TRAIN_FILES:?a Parquet file of prompts, or [a.parquet,b.parquet]}" "${TEST_FILES:?the same, held out}"
 : "${OUTPUT:?folder of the run; every node must see it}"
+[[ "$OUTPUT" == /* ]] || OUTPUT=$PWD/$OUTPUT # Ray's workers need not run in this folder
 
 EQUIPOISE=(
     actor_rollout_ref.model.external_lib=equipoise.verl

@@ -127,6 +127,12 @@ def test_old_log_probs_are_the_rollouts_when_they_equal_them_on_every_rank(same)
     assert not examined(data, ranks=other_differs).from_rollout
 
 
+def test_tokens_without_a_log_prob_do_not_hide_that_the_others_are_the_rollouts():
+    old = torch.randn(4, 3)
+    old[0, 1] = torch.nan  # of a tool
+    assert examined(step(old_log_probs=old, rollout_log_probs=old.clone())).from_rollout
+
+
 def test_stale_rollouts_without_their_log_probs_are_refused_also_when_they_are_another_ranks():
     old, versions = torch.zeros(4, 3), versions_of(0, 2)
     examined(step(old_log_probs=old, extra_fields=told(1, 1, 1, 1)), versions, updates=2)

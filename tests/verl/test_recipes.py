@@ -12,7 +12,7 @@ RECIPES = sorted((Path(__file__).parents[2] / "recipes" / "verl").glob("*.sh"))
 STUB = "#!/usr/bin/env python3\nimport json, os, sys\njson.dump(sys.argv[1:], open(os.environ['SAID'], 'w'))\n"
 
 
-def overrides_of(recipe, folder, *more):
+def overrides_of(recipe, folder, *more, output=None):
     """What a recipe gives verl's trainer."""
     stub = folder / "python"
     stub.write_text(STUB)
@@ -20,11 +20,11 @@ def overrides_of(recipe, folder, *more):
     environment = os.environ | {
         "PYTHON": str(stub),
         "SAID": str(folder / "said"),
-        "OUTPUT": str(folder / "run"),
+        "OUTPUT": output or str(folder / "run"),
         "TRAIN_FILES": "train.parquet",
         "TEST_FILES": "test.parquet",
     }
-    subprocess.run(["bash", str(recipe), *more], env=environment, check=True, timeout=60)
+    subprocess.run(["bash", str(recipe), *more], cwd=folder, env=environment, check=True, timeout=60)
     module, *overrides = json.loads((folder / "said").read_text())[1:]
     assert module == "verl.trainer.main_ppo"
     return overrides
@@ -59,6 +59,14 @@ def test_verl_and_equipoise_take_every_key_of_a_recipe(recipe, tmp_path):
     assert prompts % actor.ppo_mini_batch_size == 0
     ranks = config.trainer.nnodes * config.trainer.n_gpus_per_node
     assert actor.ppo_mini_batch_size * group % ranks == 0
+
+
+def test_an_output_beside_the_shell_is_one_place_for_all_workers(tmp_path):
+    """They need not run where the recipe does."""
+    config = composed(overrides_of(RECIPES[0], tmp_path, output="runs/mine"))
+    place = tmp_path / "runs" / "mine"
+    assert config.trainer.default_local_dir == str(place / "checkpoints")
+    assert config.actor_rollout_ref.actor.policy_loss.equipoise.output_dir == str(place / "equipoise")
 
 
 @pytest.mark.parametrize("missing", ["TRAIN_FILES", "TEST_FILES", "OUTPUT"])

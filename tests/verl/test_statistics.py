@@ -66,3 +66,36 @@ def test_where_statistics_were_not_asked_for_they_are_no_numbers(batch):
     found = response_statistics({"log_probs": log_probs}, data)
     assert found.logprob.gt(0).sum() == rows["attention_mask"][:, rows["prompts"].shape[1] :].sum()
     assert all(column.isnan().all() for column in found[1:])
+
+
+def test_the_pass_that_searches_for_bounds_computes_no_entropies(monkeypatch):
+    """Neither ours nor verl's, which the second pass has again where it was asked for."""
+    from tensordict import TensorDict
+    from verl.utils import tensordict_utils as tu
+    from verl.workers.config import FSDPActorConfig
+
+    from equipoise.steering import Steering
+    from equipoise.verl.origin import Origin
+    from equipoise.verl.settings import settings_of
+    from equipoise.verl.updates import SteeredUpdates, fixed_bounds
+
+    config = FSDPActorConfig(strategy="fsdp2", rollout_n=4, ppo_micro_batch_size_per_gpu=4)
+    settings = settings_of({"clipping": "balanced"})
+    steering = Steering(settings, fixed_bounds=fixed_bounds(config))
+    monkeypatch.setattr(Steering, "preview", lambda *arguments: None)
+    monkeypatch.setattr(Steering, "close", lambda *arguments, **more: {})
+    updates = SteeredUpdates(config, settings, steering, None)
+    updates.origin = Origin(updates=0, old_policy=0, from_rollout=True, rewards={})
+    asked = []
+
+    def passes(data, loss_function, forward_only):
+        names = ("calculate_entropy", "distillation_use_topk")
+        asked.append((forward_only, *(tu.get_non_tensor_data(data, name, None) for name in names)))
+        return {"metrics": {}}
+
+    for wanted in (True, False):
+        data = TensorDict({"input_ids": torch.zeros(4, 2)}, [4])
+        tu.assign_non_tensor(data, calculate_entropy=wanted)
+        updates._update(passes, data, None)
+        assert asked == [(True, False, False), (False, wanted, True)]
+        asked.clear()

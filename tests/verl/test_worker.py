@@ -171,6 +171,9 @@ def test_each_mini_batch_of_a_step_is_an_update(group, rows):
 
 
 def test_a_checkpoint_continues_the_run_exactly(group, rows, core, tmp_path):
+    from equipoise.diagnostics.records import read_records
+    from equipoise.diagnostics.runs import read_run
+
     cut = CUTS["micro-batches of 4"]
     group.load_checkpoint(str(group.start))
     verl_setup.update(group, rows, epochs=1, **cut)
@@ -189,6 +192,9 @@ def test_a_checkpoint_continues_the_run_exactly(group, rows, core, tmp_path):
     assert states[0]["updates"] == 3
     if (controller := states[0]["polarity_controller"]) is not None:
         assert controller["progress"] == pytest.approx(3 / 4)
+    assert [line["update"] for line in read_run(group.folder).metrics] == [1, 2, 3]
+    counts = read_records(group.folder).to_pandas()["update"].value_counts()
+    assert counts.to_dict() == dict.fromkeys((1, 2, 3), int(rows["attention_mask"][:, -12:].sum()))
 
 
 def test_a_checkpoint_without_our_state_is_continued_with_a_fresh_controller(group, rows, core, tmp_path):

@@ -117,7 +117,8 @@ def examine(data: TensorDict, versions: Versions, ranks: Ranks, *, updates: int,
 
 
 def _equal(old: Tensor, rollout: Tensor) -> bool:
-    return torch.equal(*(x.values() if x.is_nested else x for x in (old, rollout)))
+    # A token that the policy did not choose may have no log-prob, and NaN equals nothing.
+    return torch.equal(*((x.values() if x.is_nested else x).nan_to_num() for x in (old, rollout)))
 
 
 def _any_token(mask: Tensor) -> Tensor:

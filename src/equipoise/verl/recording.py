@@ -5,6 +5,7 @@ import itertools
 import json
 import logging
 import platform
+import tempfile
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +25,7 @@ from equipoise.models.decoding import token_decoder
 from equipoise.settings.reading import written_keys
 from equipoise.steering import MicroBatch, Steered, Update
 from equipoise.verl.origin import GROUP, REWARD, SAMPLE
-from equipoise.verl.settings import VerlSettings
+from equipoise.verl.settings import PLACE, VerlSettings
 from equipoise.verl.statistics import token_rows
 
 logger = logging.getLogger("equipoise")
@@ -41,16 +42,29 @@ class RunFolder:
     """
 
     def __init__(self, settings: VerlSettings, tokenizer: PreTrainedTokenizerBase, rank: int, world_size: int):
-        self.folder, self.rank, self.world_size = Path(str(settings.output_dir)), rank, world_size
+        self.folder, self.rank, self.world_size = Path(str(settings.output_dir)).expanduser(), rank, world_size
         self.settings, self.every, self.fraction = settings, settings.record_tokens, settings.record_tokens_fraction
         self.lines = JsonLines(self.folder / METRICS_FILE)
         self.tokenizer = tokenizer
         self.recorder: TokenRecorder | None = None
+        self.begun = False
+
+    def make(self) -> None:
+        """Make the folder, on the first rank, and see that files can be written there: before hours of rollouts.
+
+        Raises:
+            InputError: they cannot.
+        """
+        if self.rank == 0:
+            with writing(f"{PLACE}.output_dir {self.folder}"):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                tempfile.TemporaryFile(dir=self.folder).close()
 
     def begin(self, updates: int) -> None:
-        """Make ready, before the first update of this process; all ranks are there.
+        """Make ready, before the first update of this process or after a checkpoint; all ranks are there.
 
-        What a resumed run writes again is dropped; what another run left, which began anew, is moved aside.
+        Nothing where that is done. What a resumed run writes again is dropped; what another run left, which began
+        anew, is moved aside.
 
         Args:
             updates: optimizer updates that are done.
@@ -58,6 +72,9 @@ class RunFolder:
         Raises:
             InputError: the folder cannot be written.
         """
+        if self.begun:
+            return
+        self.begun = True
         records = self.folder / RECORDS_FOLDER
         if self.rank == 0:
             with writing(self.folder):
@@ -71,6 +88,7 @@ class RunFolder:
                 drop_after(records, updates)
         if self.every:
             torch.distributed.barrier()
+            self._see_the_others()
             self.recorder = TokenRecorder(
                 records,
                 run=self.folder.name,
@@ -78,6 +96,19 @@ class RunFolder:
                 rank=self.rank,
                 fraction=self.fraction,
             )
+
+    def end(self) -> None:
+        """Close what is open; the next `begin` makes ready anew."""
+        if self.recorder is not None:
+            self.recorder.close()
+        self.recorder, self.begun = None, False
+
+    def _see_the_others(self) -> None:
+        if not (self.folder / ENVIRONMENT_FILE).is_file():  # which the first rank has written
+            logger.warning(
+                "output_dir %s is not the folder of the first rank, whose node does not share it: token records of "
+                "rank %d stay on %s.", self.folder, self.rank, platform.node(),
+            )  # fmt: skip
 
     def _keep_found(self, *paths: Path) -> None:
         for path in (path for path in paths if path.exists()):
@@ -103,9 +134,10 @@ class RunFolder:
         known = data.select(*(name for name in ("responses", "rollout_log_probs") if name in data)).to_padded_tensor()
         lengths = torch.tensor([len(row) for row in token_rows(data, "responses")])
         width = batch.ratio.shape[1]
+        real = batch.action_mask.any(1).cpu()  # verl fills a batch up with rows that have no token of a policy
         self.recorder.record(
             update=update.number + 1,
-            token_mask=torch.arange(width)[None] < lengths[:, None],
+            token_mask=(torch.arange(width)[None] < lengths[:, None]) & real[:, None],
             sample=data[SAMPLE],
             group=data[GROUP],
             reward=data[REWARD],

@@ -4,17 +4,29 @@ import functools
 from typing import Any
 
 from verl.trainer.ppo.core_algos import register_policy_loss
-from verl.workers.engine_workers import ActorRolloutRefWorker
+from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
+from equipoise.errors import InputError
 from equipoise.verl.loss import equipoise_loss
 from equipoise.verl.settings import LOSS_MODE
 from equipoise.verl.worker import EquipoiseWorker
 
 
 def register() -> None:
-    """Register the loss and the worker in this process; a second time changes nothing."""
+    """Register the loss and the worker in this process; a second time changes nothing.
+
+    Raises:
+        InputError: another library has put a worker of its own there, which ours would silently take the place of.
+    """
+    found = ActorRolloutRefWorker.actor_worker_cls
+    if found is not TrainingWorker and not issubclass(found, EquipoiseWorker):
+        raise InputError(
+            f"ActorRolloutRefWorker.actor_worker_cls must be verl's TrainingWorker, got {found.__module__}."
+            f"{found.__qualname__}: let that class extend equipoise.verl.EquipoiseWorker, or load equipoise.verl alone"
+        )
     register_policy_loss(LOSS_MODE)(equipoise_loss)
-    ActorRolloutRefWorker.actor_worker_cls = EquipoiseWorker
+    if found is TrainingWorker:
+        ActorRolloutRefWorker.actor_worker_cls = EquipoiseWorker
     update_weights: Any = ActorRolloutRefWorker.update_weights
     if not hasattr(update_weights, _TELLS):
         ActorRolloutRefWorker.update_weights = _telling(update_weights)

@@ -55,6 +55,7 @@ class VerlSettings(RecordSettings, SteeringSettings):
         try:
             self.check_steering(_WHOLE_UPDATE)
             self.check_records([])
+            require("output_dir", self.output_dir, "a folder", self.output_dir is None or bool(self.output_dir.strip()))
             needed = not self.record_tokens or self.output_dir is not None
             require("output_dir", self.output_dir, "a folder where record_tokens is on", needed)
         except ValueError as error:
@@ -76,6 +77,8 @@ def settings_of(values: Mapping[str, Any]) -> VerlSettings:
             exclude each other.
     """
     known = known_keys()
+    for key in values.keys() & _HOSTS.keys():  # the nearest key of ours would be another thing
+        raise InputError(f"{PLACE}: {key} is not known: verl has actor_rollout_ref.actor.{_HOSTS[key]} in its place")
     checked = reading.checked_keys(values, f"{PLACE}: ", known)
     try:
         merged = with_preset(checked)

@@ -26,6 +26,9 @@ from equipoise.verl.statistics import packed_statistics, response_statistics, se
 
 PREFIX = "equipoise/"
 
+LOG_RATIO_LIMIT = 20.0
+"""Beyond it, in both directions, verl's loss cuts the log of a ratio."""
+
 OnMicroBatch = Callable[[dict[str, Tensor], TensorDict], tuple[Tensor, dict[str, Any]]]
 
 
@@ -70,11 +73,14 @@ class SteeredUpdates:
         if update.needs_preview:
             batches: list[MicroBatch] = []
             control = self.steering.token_control
-            # A search for bounds reads ratios alone, marks the entropies too.
-            tu.assign_non_tensor(data, distillation_use_topk=control is not None and control.needs_preview)
+            of_verl = tu.get_non_tensor_data(data, "calculate_entropy", False)
+            # A search for bounds reads ratios alone, marks the entropies too, and nothing that of verl.
+            reads_entropy = control is not None and control.needs_preview
+            tu.assign_non_tensor(data, distillation_use_topk=reads_entropy, calculate_entropy=False)
             with torch.no_grad():
                 passes(data, _Passed(functools.partial(self._previewed, batches)), forward_only=True)
             self.steering.preview(update, batches)
+            tu.assign_non_tensor(data, calculate_entropy=of_verl)
         tu.assign_non_tensor(data, distillation_use_topk=True)
         output = passes(data, _Passed(functools.partial(self._steered, update, loss_function)), forward_only=False)
         values = {PREFIX + name: x for name, x in self.steering.close(update, progress=self.progress).items()}
@@ -114,7 +120,8 @@ class SteeredUpdates:
         statistics = response_statistics(model_output, data)
         names = ["response_mask", "loss_mask", "old_log_probs", "advantages", "rollout_log_probs", "rollout_is_weights"]
         rows = data.select(*(name for name in names if name in data)).to_padded_tensor()
-        old, action_mask = rows["old_log_probs"], rows["loss_mask"].bool()
+        action_mask = rows["loss_mask"].bool()
+        old = _in_reach(rows["old_log_probs"], statistics.logprob)
         staleness = (self.number - data[VERSION])[:, None].expand_as(action_mask)
         return MicroBatch.of(
             statistics,
@@ -127,7 +134,7 @@ class SteeredUpdates:
             correction=rows.get("rollout_is_weights", None),
             dual_clip=self.config.clip_ratio_c,
             engine_log_ratio=self._engine_log_ratio(
-                statistics.logprob, old, rows.get("rollout_log_probs", None), staleness
+                statistics.logprob, rows["old_log_probs"], rows.get("rollout_log_probs", None), staleness
             ),
             row=None if self.steering.token_control is None else sequence_identity(data),
         )
@@ -173,6 +180,14 @@ def _has_several(data: TensorDict) -> bool:
     if tu.get_non_tensor_data(data, "use_dynamic_bsz", True):
         return True  # how many there are follows from the lengths of all ranks' sequences
     return len(data) > tu.get_non_tensor_data(data, "micro_batch_size_per_gpu", 1)
+
+
+def _in_reach(old: Tensor, logprob: Tensor) -> Tensor:
+    """Old log-probs as verl's loss counts them: no log ratio beyond its limit, where a ratio would overflow."""
+    log_ratio = logprob - old
+    return torch.where(
+        log_ratio.abs() > LOG_RATIO_LIMIT, logprob - log_ratio.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT), old
+    )
 
 
 def _like(column: Any, padded: Tensor) -> Tensor:

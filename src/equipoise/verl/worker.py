@@ -17,7 +17,7 @@ from verl.workers.engine_workers import TrainingWorker
 
 from equipoise.diagnostics.run_folder import CHECKPOINT_MARKER
 from equipoise.errors import InputError
-from equipoise.files import write_at_once
+from equipoise.files import write_at_once, writing
 from equipoise.steering import Steering
 from equipoise.verl.checks import check_actor
 from equipoise.verl.origin import Versions, examine
@@ -48,11 +48,14 @@ class EquipoiseWorker(TrainingWorker):
         """verl's own; where the loss is ours, the engine is steered from here on.
 
         Raises:
-            InputError: something in the configuration that does not go with equipoise.
+            InputError: something in the configuration that does not go with equipoise; another loss after ours.
         """
-        super().set_loss_fn(loss_fn)
         config = getattr(loss_fn, "keywords", {}).get("config")
-        if self.updates is not None or config is None or config.policy_loss.loss_mode != LOSS_MODE:
+        ours = config is not None and config.policy_loss.loss_mode == LOSS_MODE
+        if self.updates is not None and not ours:
+            raise InputError(f"the actor was built with loss_mode={LOSS_MODE}, and cannot be given another loss later")
+        super().set_loss_fn(loss_fn)
+        if self.updates is not None or not ours:
             return
         settings = settings_in(config.policy_loss)
         check_actor(loss_fn, config, settings, self.model_config)
@@ -69,6 +72,7 @@ class EquipoiseWorker(TrainingWorker):
         folder = None
         if settings.output_dir is not None:
             folder = RunFolder(settings, self.model_config.tokenizer, self.ranks.rank, self.world_size_of_update)
+            folder.make()
         self.updates = SteeredUpdates(config, settings, steering, folder)
         self.updates.around(self.engine)
 
@@ -86,7 +90,7 @@ class EquipoiseWorker(TrainingWorker):
         updates = self.updates
         if updates is None:
             return super().train_mini_batch(data)
-        if not self.steps and updates.folder is not None:
+        if updates.folder is not None:
             updates.folder.begin(updates.number)
         updates.origin = examine(data, self.versions, self.ranks, updates=updates.number, samples=self.samples)
         self.samples += len(data) * self.world_size_of_update
@@ -134,8 +138,10 @@ class EquipoiseWorker(TrainingWorker):
     def save_checkpoint(self, local_path, hdfs_path=None, global_step=0, max_ckpt_to_keep=None):
         """verl's own, and the state of equipoise beside it: `equipoise.json` in the actor's folder."""
         super().save_checkpoint(local_path, hdfs_path, global_step, max_ckpt_to_keep)
-        if self.updates is not None and dist.get_rank() == 0:
-            write_at_once(Path(local_path) / CHECKPOINT_MARKER, json.dumps(self._state(), indent=2))
+        if self.updates is not None and dist.get_rank() == 0 and local_path is not None:
+            path = Path(local_path) / CHECKPOINT_MARKER
+            with writing(path):
+                write_at_once(path, json.dumps(self._state(), indent=2))
 
     def _state(self) -> dict[str, Any]:
         assert self.updates is not None
@@ -160,6 +166,8 @@ class EquipoiseWorker(TrainingWorker):
         super().load_checkpoint(local_path, hdfs_path, del_local_after_load)
         if self.updates is None:
             return
+        if self.updates.folder is not None:
+            self.updates.folder.end()  # what comes now follows the checkpoint, not what was written last
         dist.broadcast_object_list(text)  # of all nodes' disks, that of the first rank has it
         if text[0] is None:
             if dist.get_rank() == 0:
@@ -175,7 +183,10 @@ class EquipoiseWorker(TrainingWorker):
         path = Path(str(local_path)) / CHECKPOINT_MARKER
         if dist.get_rank() != 0 or local_path is None or not path.is_file():
             return None
-        return path.read_text(encoding="utf-8", errors="replace")
+        try:
+            return path.read_text(encoding="utf-8", errors="replace")
+        except OSError as refused:
+            raise InputError(f"{path} cannot be read: {refused.strerror or refused}") from refused
 
     def _restore(self, text: str, origin: str) -> None:
         assert self.updates is not None
