@@ -123,7 +123,7 @@ def test_old_log_probs_are_the_rollouts_when_they_equal_them_on_every_rank(same)
     old = torch.randn(4, 3)
     data = step(old_log_probs=old, rollout_log_probs=old + (0 if same else 1e-6))
     assert examined(data).from_rollout == same
-    other_differs = Ranks(all_reduce=lambda facts: facts + torch.tensor([0, 0, 0, 1.0]).double())
+    other_differs = Ranks(all_reduce=lambda facts: facts + torch.tensor([0, 0, 0, 0, 1.0]).double())
     assert not examined(data, ranks=other_differs).from_rollout
 
 
@@ -138,7 +138,7 @@ def test_stale_rollouts_without_their_log_probs_are_refused_also_when_they_are_a
     examined(step(old_log_probs=old, extra_fields=told(1, 1, 1, 1)), versions, updates=2)
     for told_here, ranks in (
         (told(1, 1, 0, 1), Ranks()),
-        (told(1, 1, 1, 1), Ranks(all_reduce=lambda facts: facts + torch.tensor([0, 0, 1.0, 0]).double())),
+        (told(1, 1, 1, 1), Ranks(all_reduce=lambda facts: facts + torch.tensor([0, 0, 0, 1.0, 0]).double())),
     ):
         with pytest.raises(InputError, match=r"calculate_log_probs=True"):
             examined(step(old_log_probs=old, extra_fields=told_here), versions, updates=2, ranks=ranks)
@@ -155,6 +155,17 @@ def test_rewards_are_measured_by_group_over_all_ranks_without_the_rows_that_only
     assert measured["reward_std"] == pytest.approx(0.5**0.5 / 2)
     assert data["equipoise_sample"].tolist() == [0, 1, 2, 3]
     assert data["equipoise_group"][0] == data["equipoise_group"][2] != data["equipoise_group"][1]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_advantage_that_is_no_number_is_refused_where_a_token_of_the_policy_has_it(value):
+    advantages = torch.zeros(4, 3)
+    advantages[1, 2] = value
+    data = step(old_log_probs=torch.zeros(4, 3), advantages=advantages)
+    with pytest.raises(InputError, match="advantages must be finite"):
+        examined(data)
+    data["loss_mask"][1, 2] = 0
+    examined(data)
 
 
 def test_without_scores_nothing_is_said_of_the_reward():

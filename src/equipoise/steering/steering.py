@@ -163,8 +163,9 @@ class Steering:
         if math.isfinite(change := measures.entropy - self.last_entropy):
             values["entropy_change"] = change
         self.last_entropy = measures.entropy
-        for watch in self.watches:
-            watch.observe(measures, update.number + 1)
+        if self.ranks.rank == 0:  # of what is the same on all, one speaks
+            for watch in self.watches:
+                watch.observe(measures, update.number + 1)
         if self.lagged_bounds is not None and measures.contribution is not None and measures.num_tokens:
             self.lagged_bounds.observe(measures.contribution)
         if self.controller is not None:

@@ -89,15 +89,19 @@ def examine(data: TensorDict, versions: Versions, ranks: Ranks, *, updates: int,
         samples: rows of all ranks before the step, for numbers that are unique.
 
     Raises:
-        InputError: on all ranks alike: no old log-probs, or stale rollouts without the log-probs of who sampled them.
+        InputError: on all ranks alike: no old log-probs, stale rollouts without the log-probs of who sampled them, or
+            advantages that are not finite.
     """
     version = torch.tensor([versions.updates_before(number, updates) for number in _oldest_version(data)])
     has_old, has_rollout = ("old_log_probs" in data, "rollout_log_probs" in data)
     same = has_old and has_rollout and _equal(data["old_log_probs"], data["rollout_log_probs"])
     old_policy = versions.latest(updates)
-    facts = [not has_old, not has_rollout, bool((version < old_policy).any()), not same]
+    facts = [_has_nonfinite(data), not has_old, not has_rollout, bool((version < old_policy).any()), not same]
     device = data["input_ids"].device
-    missing, unknown, stale, different = ranks.all_reduce(torch.tensor(facts, device=device).double()).bool().tolist()
+    found = ranks.all_reduce(torch.tensor(facts, device=device).double()).bool().tolist()
+    nonfinite, missing, unknown, stale, different = found
+    if nonfinite:
+        raise InputError("advantages must be finite, got NaN or infinities: look at the rewards, of which one is none")
     if missing:
         raise InputError("the batch has no old_log_probs: verl's trainer computes them, or copies the rollout's")
     if stale and unknown:
@@ -119,6 +123,14 @@ def examine(data: TensorDict, versions: Versions, ranks: Ranks, *, updates: int,
 def _equal(old: Tensor, rollout: Tensor) -> bool:
     # A token that the policy did not choose may have no log-prob, and NaN equals nothing.
     return torch.equal(*((x.values() if x.is_nested else x).nan_to_num() for x in (old, rollout)))
+
+
+def _has_nonfinite(data: TensorDict) -> bool:
+    """Whether an advantage of a token that the policy chose is no number."""
+    if "advantages" not in data:
+        return False
+    rows = data.select("advantages", "loss_mask").to_padded_tensor()
+    return bool((~rows["advantages"].isfinite() & rows["loss_mask"].bool()).any())
 
 
 def _any_token(mask: Tensor) -> Tensor:

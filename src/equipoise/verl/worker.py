@@ -124,8 +124,13 @@ class EquipoiseWorker(TrainingWorker):
 
     def _progress(self, updates_in_step: int) -> float:
         """Fraction of the run that is done once so many updates of the step are."""
+        # verl numbers weights by its steps, of which some may train no actor (critic_warmup).
+        steps = max(self.versions.updates, default=self.steps)
+        return self._fraction(steps + updates_in_step / self._updates_of_step)
+
+    def _fraction(self, steps: float) -> float:
         total = getattr(self.optimizer_config, "total_training_steps", -1) or -1
-        return min((self.steps + updates_in_step / self._updates_of_step) / total, 1.0) if total > 0 else 0.0
+        return min(steps / total, 1.0) if total > 0 else 0.0
 
     def _log(self, metrics: dict[str, Any], learning_rate: float) -> None:
         assert self.updates is not None and self.updates.folder is not None and self.updates.origin is not None
@@ -204,8 +209,8 @@ class EquipoiseWorker(TrainingWorker):
             raise InputError(f"{origin} is damaged: {error!r}; use another checkpoint") from error
 
     def _progress_of_steps(self) -> float:
-        self._updates_of_step = 1
-        return self._progress(0)
+        """As at the end of the step that was saved, whose weights were not sent yet."""
+        return self._fraction(max(self.versions.updates) + 1 if self.versions.updates else self.steps)
 
 
 def _first(value: Any) -> float:
