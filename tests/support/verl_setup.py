@@ -44,8 +44,9 @@ def prepare() -> None:
     if str(RECIPE) not in sys.path:
         sys.path.insert(0, str(RECIPE))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import verl  # noqa: F401
+        warnings.simplefilter("ignore")  # of engines that are not installed
+        import equipoise.verl
+        import verl.workers.engine_workers  # noqa: F401
 
 
 @contextlib.contextmanager
