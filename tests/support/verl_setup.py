@@ -45,8 +45,9 @@ def prepare() -> None:
         sys.path.insert(0, str(RECIPE))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of engines that are not installed
-        import equipoise.verl
-        import verl.workers.engine_workers  # noqa: F401
+        import verl.workers.engine_workers
+
+        import equipoise.verl  # noqa: F401
 
 
 @contextlib.contextmanager

@@ -148,7 +148,13 @@ def test_a_checkpoint_that_verl_has_merged_is_evaluated(runs, tmp_path):
         [*evaluate, "--output", str(tmp_path / "found.json")],
     ):
         done = subprocess.run(
-            [sys.executable, "-m", *module], cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False
+            [sys.executable, "-m", *module],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": verl_setup.ENVIRONMENT["PYTHONPATH"]},  # verl looks for the platform
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
         )
         assert done.returncode == 0, done.stderr
     (found,) = json.loads((tmp_path / "found.json").read_text()).values()
