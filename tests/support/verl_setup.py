@@ -45,8 +45,6 @@ def prepare() -> None:
         sys.path.insert(0, str(RECIPE))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of engines that are not installed
-        import verl.workers.engine_workers
-
         import equipoise.verl  # noqa: F401
 
 

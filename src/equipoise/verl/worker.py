@@ -50,7 +50,7 @@ class EquipoiseWorker(TrainingWorker):
         Raises:
             InputError: something in the configuration that does not go with equipoise; another loss after ours.
         """
-        config = getattr(loss_fn, "keywords", {}).get("config")
+        config: Any = getattr(loss_fn, "keywords", {}).get("config")
         ours = config is not None and config.policy_loss.loss_mode == LOSS_MODE
         if self.updates is not None and not ours:
             raise InputError(f"the actor was built with loss_mode={LOSS_MODE}, and cannot be given another loss later")
