@@ -50,12 +50,13 @@ class EquipoiseWorker(TrainingWorker):
         Raises:
             InputError: something in the configuration that does not go with equipoise; another loss after ours.
         """
-        config: Any = getattr(loss_fn, "keywords", {}).get("config")
+        keywords: dict[str, Any] = getattr(loss_fn, "keywords", {})  # of the partial that verl makes
+        config = keywords.get("config")
         ours = config is not None and config.policy_loss.loss_mode == LOSS_MODE
         if self.updates is not None and not ours:
             raise InputError(f"the actor was built with loss_mode={LOSS_MODE}, and cannot be given another loss later")
         super().set_loss_fn(loss_fn)
-        if self.updates is not None or not ours:
+        if self.updates is not None or config is None or not ours:
             return
         settings = settings_in(config.policy_loss)
         check_actor(loss_fn, config, settings, self.model_config)
