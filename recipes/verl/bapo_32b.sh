@@ -12,6 +12,7 @@ RESPONSE=${RESPONSE:-8192} # [P] 8k in preliminary experiments; 32768 in the mai
 ARGUMENTS=(
     "${BEHAVIOR[@]}"
     "$(settings 'preset: bapo_paper')" # [P]
+    actor_rollout_ref.actor.clip_ratio_c=1e6 # [P] no dual clip, which the surrogate measure does not go with
     actor_rollout_ref.model.path="${MODEL:-deepseek-ai/DeepSeek-R1-Distill-Qwen-32B}" # [P] the family
     # [P] 256 prompts x 16 responses per rollout batch, mini-batches of 64 prompts: 4 updates, staleness 4.
     data.train_batch_size=256

@@ -13,6 +13,7 @@ ARGUMENTS=(
     "${BEHAVIOR[@]}"
     # [P] share .4, low .6 to .9 by .02, high 1.2 to 3.0 by .05, Eq. 8 as printed. Ours: preset: bapo
     "$(settings 'preset: bapo_paper')"
+    actor_rollout_ref.actor.clip_ratio_c=1e6 # [P] no dual clip, which the surrogate measure does not go with
     actor_rollout_ref.model.path="${MODEL:-deepseek-ai/DeepSeek-R1-Distill-Qwen-7B}" # [P]
     # [P] 256 prompts x 16 responses per rollout batch, mini-batches of 64 prompts: 4 updates, staleness 4.
     data.train_batch_size=256

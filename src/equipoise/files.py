@@ -4,6 +4,7 @@ A rename alone is not enough: after a power loss the new name may stand before t
 synced before the rename, and the folder that holds the name after it.
 """
 
+import itertools
 import os
 import shutil
 from collections.abc import Iterator
@@ -62,6 +63,16 @@ def folder_at_once(folder: Path) -> Iterator[Path]:
         put(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename what somebody else wrote there to the first free "found-N-NAME" beside it; returns the new place.
+
+    Raises:
+        OSError: it cannot be renamed.
+    """
+    kept = next(p for n in itertools.count(1) if not (p := path.with_name(f"found-{n}-{path.name}")).exists())
+    return path.rename(kept)
 
 
 def put(part: Path, path: Path) -> None:

@@ -43,6 +43,9 @@ REFUSED = {
     "a dual clip within the bounds": (
         {"keys": {"clipping": "balanced"}, "clip_ratio_c": 2.0}, ["clip_ratio_c", "3.0", "2.0", "bapo_high"],
     ),
+    "a dual clip beside the surrogate measure": (
+        {"keys": {"preset": "bapo_paper"}}, ["clip_ratio_c", "surrogate", "3.0"],
+    ),
     "a dual clip beside set gradients": ({"keys": {"entropy_control": "ce_gppo"}}, ["clip_ratio_c", "ce_gppo"]),
 }  # fmt: skip
 

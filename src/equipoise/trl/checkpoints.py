@@ -5,7 +5,6 @@ marked. What another trainer has written into the same folder is never removed: 
 not where a checkpoint of the same update takes its name.
 """
 
-import itertools
 import json
 import logging
 import shutil
@@ -20,7 +19,7 @@ from equipoise.diagnostics.run_folder import (
     is_complete,
 )
 from equipoise.errors import InputError
-from equipoise.files import write_at_once
+from equipoise.files import set_aside, write_at_once
 
 logger = logging.getLogger("equipoise")
 
@@ -48,9 +47,7 @@ def begin(folder: Path) -> None:
     """
     discard_incomplete(folder.parent)
     if folder.exists() and not is_complete(folder):
-        kept = next(p for n in itertools.count(1) if not (p := folder.with_name(f"found-{n}-{folder.name}")).exists())
-        logger.warning("%s was not written by equipoise: it is kept as %s.", folder, kept.name)
-        folder.rename(kept)
+        logger.warning("%s was not written by equipoise: it is kept as %s.", folder, set_aside(folder).name)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CHECKPOINT_BEGUN).touch()  # first: from here on a complete checkpoint of the same update is none
     (folder / CHECKPOINT_MARKER).unlink(missing_ok=True)

@@ -47,6 +47,9 @@ def check_actor(loss_fn: Any, config: ActorConfig, settings: VerlSettings, model
     if settings.sets_gradient:  # the dual clip would take gradients away that the method sets
         rule = f">= {NO_DUAL_CLIP:g} with entropy_control={settings.entropy_control!r}: no dual clip"
         _require(f"{ACTOR}.clip_ratio_c", config.clip_ratio_c, rule, config.clip_ratio_c >= NO_DUAL_CLIP)
+    if settings.clipping == "balanced" and settings.measure == "surrogate":  # constant beyond the dual clip
+        rule = f">= {NO_DUAL_CLIP:g} with bapo_measure='surrogate': no dual clip"
+        _require(f"{ACTOR}.clip_ratio_c", config.clip_ratio_c, rule, config.clip_ratio_c >= NO_DUAL_CLIP)
     if settings.clipping == "balanced":
         end = settings.bapo_high[1]
         _require(

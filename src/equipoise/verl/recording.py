@@ -1,7 +1,6 @@
 """The run folder of a verl run: metrics.jsonl and token records, as `equipoise report` and `doctor` read them."""
 
 import dataclasses
-import itertools
 import json
 import logging
 import platform
@@ -20,7 +19,7 @@ from equipoise.diagnostics.json_lines import JsonLines
 from equipoise.diagnostics.records import TokenRecorder, drop_after
 from equipoise.diagnostics.records.columns import steered_columns
 from equipoise.diagnostics.run_folder import ENVIRONMENT_FILE, METRICS_FILE, RECORDS_FOLDER, RESOLVED_FILE
-from equipoise.files import write_at_once, writing
+from equipoise.files import set_aside, write_at_once, writing
 from equipoise.models.decoding import token_decoder
 from equipoise.settings.reading import written_keys
 from equipoise.steering import MicroBatch, Steered, Update
@@ -112,9 +111,8 @@ class RunFolder:
 
     def _keep_found(self, *paths: Path) -> None:
         for path in (path for path in paths if path.exists()):
-            kept = next(p for n in itertools.count(1) if not (p := path.with_name(f"found-{n}-{path.name}")).exists())
-            logger.warning("%s is of another run, and this one begins anew: it is kept as %s.", path, kept.name)
-            path.rename(kept)
+            kept = set_aside(path).name
+            logger.warning("%s is of another run, and this one begins anew: it is kept as %s.", path, kept)
 
     def _environment(self) -> dict[str, Any]:
         names = ("torch", "verl", "ray", "transformers")
