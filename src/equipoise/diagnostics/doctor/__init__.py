@@ -2,7 +2,8 @@
 
 from equipoise.diagnostics.doctor.finding import Finding, not_checked, ok, warning, worst_first, wrong
 from equipoise.diagnostics.doctor.report import as_json, print_findings
-from equipoise.diagnostics.doctor.run_checks import RUN_CHECKS, RunEvidence
+from equipoise.diagnostics.doctor.run_checks import RUN_CHECKS
+from equipoise.diagnostics.doctor.run_evidence import RunEvidence
 from equipoise.diagnostics.doctor.settings_checks import SETTINGS_CHECKS, SettingsEvidence
 
 __all__ = [

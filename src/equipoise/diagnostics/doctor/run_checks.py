@@ -2,14 +2,12 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from equipoise.diagnostics import metric_names as names
 from equipoise.diagnostics.doctor.finding import Finding, not_checked, ok, warning, wrong
-from equipoise.diagnostics.runs import RunRecord
+from equipoise.diagnostics.doctor.run_evidence import MIN_UPDATES, RunEvidence
 
 ROUNDING = 1e-6
 """Ratios of one policy with itself differ from 1 by float32 rounding of the log-probs, some 1e-7."""
@@ -52,51 +50,6 @@ FLOW_SHARE = 0.02
 """Smallest relative fall of the entropy over a window that is worth a word."""
 
 BRANCHES = ("expanding_positive", "expanding_negative", "contracting_positive", "contracting_negative")
-
-MIN_UPDATES = 4
-"""Updates below which a share over updates says nothing."""
-
-
-@dataclass(frozen=True)
-class RunEvidence:
-    """What a run left behind.
-
-    Attributes:
-        record: its metrics and evaluations.
-        settings: every setting in force (resolved.yaml); empty when unknown.
-    """
-
-    record: RunRecord
-    settings: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def is_balanced(self) -> bool:
-        """Whether clipping was balanced; where no settings are known, by whether the bounds moved."""
-        if "clipping" in self.settings:
-            return self.settings["clipping"] == "balanced"
-        return len(set(self.values("equipoise/bounds_high"))) > 1
-
-    @property
-    def has_papo(self) -> bool:
-        """Whether a controller was at work; where no settings are known, by whether it logged a phase."""
-        if "polarity" in self.settings:
-            return self.settings["polarity"] == "papo"
-        return len(self.values("equipoise/phase")) > 0
-
-    def values(self, key: str) -> np.ndarray:
-        """The logged, finite values of a metric, in order."""
-        return self.record.curve(key)[1]
-
-    def together(self, *keys: str) -> np.ndarray:
-        """[updates, keys]: rows of the updates in which all of them were logged."""
-        rows = [[m.get(key) for key in keys] for m in self.record.metrics]
-        kept = [row for row in rows if None not in row]
-        return np.array(kept, dtype=float).reshape(-1, len(keys))
-
-    def late(self, key: str) -> np.ndarray:
-        """The last quarter of a metric, at least `MIN_UPDATES` values: how the run is now."""
-        values = self.values(key)
-        return values[-max(len(values) // 4, MIN_UPDATES) :]
 
 
 def check_ratios(run: RunEvidence) -> Finding:
