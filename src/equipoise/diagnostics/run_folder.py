@@ -48,9 +48,9 @@ def check_writable(run_folder: str | Path) -> None:
     folder = Path(run_folder)
     for name in (METRICS_FILE, EVALUATION_FILE):
         refuse_other_than_own(folder / name)
-    for path in (*folder.glob("failed_episodes*.jsonl"), *folder.glob(f"{RECORDS_FOLDER}/*")):
-        refuse_other_than_own(path)
     refuse_other_than_own(folder / RECORDS_FOLDER, folder=True)
+    for path in (*folder.glob("failed_episodes*.jsonl"), *folder.glob(f"{RECORDS_FOLDER}/*.parquet")):
+        refuse_other_than_own(path)
 
 
 def checkpoint_folder(run_folder: str | Path, update: int) -> Path:
