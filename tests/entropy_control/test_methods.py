@@ -176,6 +176,14 @@ def test_ce_gppo_loss_has_the_gradient_of_its_coefficient_and_the_papers_value()
     torch.testing.assert_close(loss[mask][is_set], -coefficient[is_set])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_kl_cov_does_not_pull_where_nothing_moved_but_the_rounding(dtype):
+    eps = torch.finfo(dtype).eps
+    log_ratio = torch.tensor([-4 * eps, 4 * eps, 0.0, -1e-4, 1e-4], dtype=dtype)
+    pull = kl_cov_coefficient(log_ratio, torch.zeros(5, dtype=dtype), BOUNDS, coefficient=0.5)
+    assert pull.tolist() == [0.0, 0.0, 0.0, 0.5, -0.5]
+
+
 def test_kl_cov_loss_has_the_gradient_of_its_coefficient():
     statistics, batch = objective_problem()
     mask = batch.action_mask

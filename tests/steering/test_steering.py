@@ -114,6 +114,19 @@ def test_an_update_is_the_same_for_any_split(keys):
         assert metrics == pytest.approx(whole_metrics, nan_ok=True)
 
 
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_selection_among_equals_does_not_depend_on_the_order_of_the_rows(name):
+    known = rows()
+    known["advantage"] = torch.full_like(known["advantage"], 0.1)  # what differs from its mean is rounding
+    order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(1))
+    moved = {key: value[order] for key, value in known.items() if key != "statistics"}
+    moved["statistics"] = TokenStatistics(*(x[order] for x in known["statistics"]))
+    expected, _ = carried_out(steering(entropy_control=name), micro_batches(known, 1))
+    for num_parts in (1, 8):
+        parts, _ = carried_out(steering(entropy_control=name), micro_batches(moved, num_parts))
+        assert torch.equal(torch.cat([part.advantage for part in parts]), expected[0].advantage[order])
+
+
 @dataclass
 class Other:
     """The second rank of two, whose vectors are given."""

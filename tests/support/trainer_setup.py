@@ -1,6 +1,7 @@
 """Tiny models, a tokenizer of single characters and trainers for tests of the TRL adapter."""
 
 import math
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -38,6 +39,20 @@ def tiny_model(seed: int = 0, **config) -> LlamaForCausalLM:
         "initializer_range": 0.3,  # far from uniform, so that entropies and polarities differ between tokens
     }
     return LlamaForCausalLM(LlamaConfig(**(settings | config))).float()
+
+
+def in_float64(model: LlamaForCausalLM) -> LlamaForCausalLM:
+    """The model in float64 throughout: transformers forms rotary positions in float32 whatever the weights are in."""
+    rotary: Any = model.double().model.rotary_emb
+    exponents = torch.arange(0, 1, 1 / len(rotary.inv_freq), dtype=torch.float64)
+    frequencies = model.config.rope_parameters["rope_theta"] ** -exponents
+
+    def forward(x, position_ids):
+        angles = (position_ids[..., None] * frequencies).repeat(1, 1, 2)
+        return angles.cos(), angles.sin()
+
+    rotary.forward = forward
+    return model
 
 
 def prompts(count: int = 16) -> Dataset:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from torch.distributed.tensor import DTensor
-from trainer_setup import ALPHABET, character_tokenizer, config, digit_reward, prompts, tiny_model
+from trainer_setup import ALPHABET, character_tokenizer, config, digit_reward, in_float64, prompts, tiny_model
 from transformers import TrainerCallback
 
 from equipoise.trl import EquipoiseTrainer
@@ -37,6 +37,7 @@ SETTINGS = {
 # Some completions end early: the processes need different numbers of steps to generate theirs.
 GENERATED = SETTINGS | {"max_steps": 4, "max_completion_length": 56, "save_strategy": "no", "seed": 12}
 ZERO3 = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
+DDP = not ZERO3 and os.environ.get("ACCELERATE_USE_FSDP") != "true"
 ON_CPU = {}
 if ZERO3:  # accelerate leaves DeepSpeed out on CPUs; it works where accelerate is not told that it is on one
     torch.accelerator.is_available = lambda: True
@@ -119,11 +120,19 @@ def mixed(folder: Path) -> list[torch.Tensor]:
     return logprobs
 
 
-def _trainer(folder: Path, settings: dict, *, trainer_class=EquipoiseTrainer, callbacks=(), **others):
+def exact(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights after updates in float64, all but what transformers logs."""
+    settings = SETTINGS | {"max_steps": 6, "save_strategy": "no"}
+    trainer = _trainer(folder, settings, model=in_float64(tiny_model()), rollout_func=FixedRollouts())
+    trainer.train()
+    return {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+
+
+def _trainer(folder: Path, settings: dict, *, trainer_class=EquipoiseTrainer, callbacks=(), model=None, **others):
     micro_batches = SEQUENCES // (settings["per_device_train_batch_size"] * PartialState(cpu=True).num_processes)
     settings = settings | ON_CPU | {"gradient_accumulation_steps": micro_batches, "steps_per_generation": micro_batches}
     made = trainer_class(
-        model=tiny_model(),
+        model=model or tiny_model(),
         reward_funcs=digit_reward,
         args=config(folder, **settings),
         train_dataset=prompts(16),
@@ -166,7 +175,11 @@ def whole_and_parts(root: Path) -> dict[str, Any]:
         process.wait_for_everyone()
         ends[f"from-{step}"] = run(root / f"from-{step}", resume=True)
     ends["longest"] = generate(root / "generated")
-    return ends if ZERO3 else ends | {"mixed": mixed(root / "mixed")}
+    if not ZERO3:
+        ends["mixed"] = mixed(root / "mixed")
+    if DDP:
+        ends["exact"] = exact(root / "exact")
+    return ends
 
 
 if __name__ == "__main__":

@@ -63,6 +63,11 @@ def test_bounds_measures_and_weights_are_those_of_one_process(one, two):
         torch.testing.assert_close(two.ends[0]["whole"]["weights"][name], value, rtol=1e-4, atol=1e-5)
 
 
+def test_in_float64_two_processes_are_one_to_the_last_digits(ddp, tmp_path):
+    for name, value in two_process_run.exact(tmp_path).items():
+        torch.testing.assert_close(ddp.ends[0]["exact"][name], value, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("step", two_process_run.RESUMED)
 def test_two_processes_resume_exactly(two, step):
     for end in two.ends:

@@ -3,11 +3,15 @@
 Of the plain clipped surrogate it is m rho A, m = 0 where the clip has taken the gradient away. All values are detached.
 """
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from equipoise.clipping import unclipped
 from equipoise.types import ClipBounds
+
+UNMOVED = 32
+"""4e-6 nats in float32. Forward passes of one policy on one text, padded differently, differ by a tenth of that."""
 
 
 def kl_cov_coefficient(
@@ -20,10 +24,14 @@ def kl_cov_coefficient(
     """g = m rho A - coefficient sign(log pi - log pi_old): the gradient of the surrogate with KL-Cov's penalty.
 
     The penalty, coefficient |log pi - log pi_old| (arXiv 2505.22617), pulls a selected token back to where it was. The
-    paper adds it to the surrogate without a clip; here the surrogate keeps the clip of the run.
+    paper adds it to the surrogate without a clip; here the surrogate keeps the clip of the run. A token that has not
+    moved is not pulled: a log ratio of rounding alone, at most `UNMOVED` times the resolution of its type, counts as 0.
+    Its sign would depend on which tokens share a micro-batch.
     """
     ratio = log_ratio.exp()
-    return unclipped(ratio, advantage, bounds) * ratio * advantage - coefficient * log_ratio.sign()
+    moved = log_ratio.abs() > UNMOVED * torch.finfo(log_ratio.dtype).eps
+    pull = torch.where(moved, log_ratio.sign(), 0)
+    return unclipped(ratio, advantage, bounds) * ratio * advantage - coefficient * pull
 
 
 def ce_gppo_coefficient(

@@ -45,8 +45,8 @@ class EntropyControlSettings:
         default="off",
         metadata={
             "help": "Another method of entropy control, as a baseline: entropy_bonus, adaptive_entropy_bonus, "
-            "top_entropy (TRL's own, set by name), clip_cov, kl_cov, clip_b, steer, stare, surprisal, ce_gppo. See "
-            "docs/entropy_control.md."
+            "top_entropy (TRL's own, set by name; they depend on how an update is split into micro-batches, which the "
+            "others do not), clip_cov, kl_cov, clip_b, steer, stare, surprisal, ce_gppo. See docs/entropy_control.md."
         },
     )
     entropy_control_args: dict | None = field(

@@ -68,8 +68,10 @@ class TokenControl:
         start = sum(map(len, all_values[:rank]))
         values, keys = torch.cat(all_values), torch.cat(all_keys)
         draw = token_draw(keys[:, 0], keys[:, 1], seed=self.seed, update=update)
-        logprob, old_logprob, entropy, advantage = values.unbind(1)
-        marked = self.control.mark(UpdateTokens(logprob, old_logprob, entropy, advantage, draw))[start : start + own]
+        order = draw.argsort()  # sums are formed in one order, whatever the split into micro-batches and ranks
+        marked = torch.empty_like(values[:, 0])
+        marked[order] = self.control.mark(UpdateTokens(*values[order].unbind(1), draw[order]))
+        marked = marked[start : start + own]
         sizes = [int(batch.loss_mask.sum()) for batch in batches]
         return [self._spread(mark, batch) for mark, batch in zip(marked.split(sizes), batches, strict=True)]
 
