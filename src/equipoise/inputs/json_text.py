@@ -114,7 +114,7 @@ def _line_object(line: bytes) -> dict[str, Any] | JsonError:
     try:
         value = json_value(line)
     except JsonError as error:
-        return error if line.endswith(b"\n") else JsonError("is cut off")
+        return error if line.endswith(b"\n") else JsonError("is no JSON: it is cut off")
     return value if isinstance(value, dict) else JsonError(f"must be a mapping, got {shortened(value)}")
 
 
