@@ -16,6 +16,7 @@ from equipoise.diagnostics.report import report_data, write_report
 from equipoise.diagnostics.report.curves import MOST_POINTS, predicted_and_realised, thinned
 from equipoise.diagnostics.report.live import live_server
 from equipoise.diagnostics.report.page import embedded
+from equipoise.diagnostics.report.rollouts import LEAST_COST
 from equipoise.diagnostics.report.sources import read_sources
 from equipoise.errors import InputError
 
@@ -88,7 +89,7 @@ def test_rollouts_are_whole_and_their_numbers_those_of_the_records(run):
 def test_a_bounded_sample_holds_the_rollouts_that_moved_most(run, monkeypatch):
     from equipoise.diagnostics.report import data as report
 
-    monkeypatch.setattr(report, "TOKEN_BUDGET", 6 * 4 * 3)  # four of eight rollouts of each update
+    monkeypatch.setattr(report, "TOKEN_BUDGET", LEAST_COST * 4 * 3)  # four of eight rollouts of each update
     rollouts = report_data([run])["runs"][0]["records"]["rollouts"]
     assert len(rollouts) == 12
     moved = with_change(run).groupby(["update", "sample"])["change"].sum().abs()

@@ -44,15 +44,12 @@ class RecordFile:
         self.path = path
         with _reading(path):
             open_regular(path).close()  # pyarrow would wait for the writer of a pipe
-            self._file = pq.ParquetFile(path, read_dictionary=["run", "token"])
-        try:
-            with _reading(path):
-                self.schema, self._metadata = self._file.schema_arrow, self._file.metadata
-                self.num_row_groups, self.num_rows = self._file.num_row_groups, self._metadata.num_rows
+            with pq.ParquetFile(path) as file:
+                self.schema, self._metadata = file.schema_arrow, file.metadata
+            self.num_row_groups, self.num_rows = self._metadata.num_row_groups, self._metadata.num_rows
             check_schema(self.schema, path)
-        except BaseException:
-            self.close()
-            raise
+            texts = [name for name in ("run", "token") if name in self.schema.names]
+            self._file = pq.ParquetFile(path, metadata=self._metadata, read_dictionary=texts)
 
     def close(self) -> None:
         """Close the file."""
