@@ -1,4 +1,4 @@
-"""The lines of a run's metrics and evaluations as diagnostics use them, and a word on everything that they cannot use."""
+"""The lines of a run's metrics and evaluations as diagnostics use them, and a word on what they cannot use."""
 
 import math
 import sys
@@ -26,7 +26,7 @@ Line = dict[str, Any]
 
 
 class LeftOut:
-    """What could not be used of a run's files: one note for each kind, with its first place and how often there was one.
+    """What could not be used of a run's files: a note for each kind, with its first place and how many there were.
 
     Args:
         strict: refuse the first one in place of noting it.
@@ -49,7 +49,9 @@ class LeftOut:
     @property
     def notes(self) -> list[str]:
         """All notes, in order."""
-        return [text if count == 1 else f"{text} (and {count - 1:,} more like it)" for text, count in self._notes.values()]
+        return [
+            text if count == 1 else f"{text} (and {count - 1:,} more like it)" for text, count in self._notes.values()
+        ]
 
 
 def usable_lines(
@@ -133,8 +135,8 @@ def _size(value: float) -> str:
 
 
 def evaluation_line(line: Line, place: str, left_out: LeftOut) -> Line:
-    """A line of evaluations with the estimates that are whole: {"greedy": …, "pass_at": {k: …}, …}."""
-    kept: Line = {"update": line["update"]} if "update" in line else {}
+    """A line of evaluations with the estimates that are whole, {"greedy": …, "pass_at": {k: …}, …}; others are None."""
+    kept = {name: value for name, value in line.items() if name not in ("greedy", *_FAMILIES)}
     if "greedy" in line:
         kept["greedy"] = _estimate(line["greedy"], f"{place}: greedy", left_out)
     for family in _FAMILIES:
@@ -142,9 +144,11 @@ def evaluation_line(line: Line, place: str, left_out: LeftOut) -> Line:
         if estimates is None:
             continue
         if not isinstance(estimates, dict):
-            left_out.note(f"{place}: {family} must be a mapping, got {shortened(estimates)}", f"{place[-6:]} {family}")
+            left_out.note(f"{place}: {family} must be a mapping, got {shortened(estimates)}", family)
             continue
-        kept[family] = {k: _estimate(e, f"{place}: {family}, {k}", left_out) for k, e in _of_k(estimates, place, left_out)}
+        kept[family] = {
+            k: _estimate(e, f"{place}: {family}, {k}", left_out) for k, e in _of_k(estimates, place, left_out)
+        }
     return kept
 
 
@@ -171,4 +175,9 @@ def _estimate(value: Any, place: str, left_out: LeftOut) -> dict[str, float] | N
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and abs(value) <= LARGEST
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and abs(value) <= LARGEST
+    )

@@ -147,7 +147,9 @@ def _require_short(text: str) -> None:
 def _require_depth(value: Any) -> None:
     level = [value]
     for _ in range(MOST_DEPTH + 1):
-        level = [item for x in level if isinstance(x, dict | list) for item in (x.values() if isinstance(x, dict) else x)]
+        level = [
+            item for x in level if isinstance(x, dict | list) for item in (x.values() if isinstance(x, dict) else x)
+        ]
     if level:
         raise JsonError(_TOO_DEEP)
 

@@ -1,7 +1,7 @@
 """The one reader of YAML: PyYAML scans and composes, and what it composed is counted before it becomes values.
 
 An alias is worth all that it stands for, so a few hundred bytes of aliases of aliases are refused when their count is
-full, not when memory is. Only plain values come out, each of its own: words, numbers, true, false, null, lists, mappings.
+full, not when memory is. Only plain values come out, each its own: words, numbers, true, false, null, lists and mappings.
 """
 
 import math
@@ -70,6 +70,7 @@ class Number(float):
     written: str
 
     def __new__(cls, value: float, written: str) -> "Number":
+        """The value, and the text that it was read from."""
         number = super().__new__(cls, value)
         number.written = written
         return number
@@ -221,7 +222,9 @@ def _value(node: yaml.Node) -> Any:
 def _scalar(node: yaml.ScalarNode) -> Any:
     kind, text = node.tag.removeprefix(_TAG), node.value
     if _UNFIT_FOR_TEXT.search(text):
-        raise YamlError(f"text must hold no NUL and no half of a character, got {shortened(text)}", _line(node.start_mark))
+        raise YamlError(
+            f"text must hold no NUL and no half of a character, got {shortened(text)}", _line(node.start_mark)
+        )
     if kind == "str" or (kind == "merge" and node.tag == f"{_TAG}merge"):
         return text
     if kind not in _PATTERNS or len(text) > LONGEST_NUMBER or not re.fullmatch(_PATTERNS[kind], text):
@@ -265,7 +268,9 @@ def _merged_parts(node: yaml.Node) -> list[yaml.Node]:
 def _unfit(node: yaml.Node) -> YamlError:
     tag = node.tag.replace(_TAG, "!!")
     shown = f", got {shortened(node.value)}" if isinstance(node, yaml.ScalarNode) else ""
-    return YamlError(f"a value does not fit its tag, or the tag {shortened(tag)} is none that is read{shown}", _line(node.start_mark))
+    return YamlError(
+        f"a value does not fit its tag, or the tag {shortened(tag)} is none that is read{shown}", _line(node.start_mark)
+    )
 
 
 def _problem(problem: str, mark: Any) -> yaml.MarkedYAMLError:

@@ -63,7 +63,9 @@ def _flag_value(key: str, words: list[str]) -> Any:
     try:
         parsed = [_word_value(word) for word in words]
     except YamlError as error:
-        raise InputError(f"flag --{key} has a value that cannot be read: {shortened(' '.join(words))} ({error.problem})") from error
+        raise InputError(
+            f"flag --{key} has a value that cannot be read: {shortened(' '.join(words))} ({error.problem})"
+        ) from error
     return True if not parsed else parsed[0] if len(parsed) == 1 else parsed
 
 

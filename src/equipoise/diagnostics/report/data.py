@@ -11,8 +11,8 @@ import numpy as np
 import equipoise
 from equipoise.diagnostics.report import tokens as token_sums
 from equipoise.diagnostics.report.curves import bands, evaluation_curves, groups_of, predicted_and_realised, run_curves
-from equipoise.diagnostics.report.rollouts import MOST_TOKENS_OF_A_ROLLOUT, sampled_rollouts
 from equipoise.diagnostics.report.page_bounds import bounded_rollouts, bounded_text, bounded_texts, first_notes
+from equipoise.diagnostics.report.rollouts import MOST_TOKENS_OF_A_ROLLOUT, sampled_rollouts
 from equipoise.diagnostics.report.sources import NOT_A_SETTING, Source, read_sources
 from equipoise.diagnostics.run_folder import CONFIG_FILE, RESOLVED_FILE
 from equipoise.errors import shortened

@@ -37,7 +37,7 @@ class LiveData:
         """The newest data.
 
         Raises:
-            InputError: the first time, when a folder is no run; later a label in the data says it, and what else failed.
+            InputError: the first time, when a folder is no run. Later a label in the data tells what failed.
         """
         with self._lock:
             state = _state(self.folders)
@@ -110,7 +110,8 @@ def live_server(folders: list[Path], *, title: str | None, port: int, seconds: f
             else:
                 self.send_error(404)
 
-        do_HEAD = do_GET
+        def do_HEAD(self) -> None:
+            self.do_GET()
 
         def _answer(self, made: Callable[[], str], kind: str) -> None:
             try:

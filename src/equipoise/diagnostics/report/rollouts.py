@@ -50,7 +50,7 @@ def sampled_rollouts(
 def _parts(
     files: RecordFiles, pieces: dict[str, np.ndarray], number: np.ndarray, vocabulary: dict[str, int]
 ) -> dict[int, list[dict[str, Any]]]:
-    """The rows of each rollout's pieces; a piece that is no longer there, in a file that was replaced, is passed over."""
+    """The rows of each rollout's pieces. A file may have been replaced since: a piece that is gone is passed over."""
     paths = {(file, group): path for file, group, path in row_groups(files)}
     parts: dict[int, list[dict[str, Any]]] = {}
     by_place: dict[tuple[int, int], list[int]] = {}

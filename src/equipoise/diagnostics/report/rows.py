@@ -85,7 +85,7 @@ class RowReader:
     def left_out(self) -> list[str]:
         """One line for each kind of value that was left out, with how many there were."""
         lines = [
-            f"token records: {name} must be finite and at most {LARGEST:g}, {count:,} values are not and count as missing"
+            f"token records: {name} must be finite, at most {LARGEST:g}; {count:,} values are not and count as missing"
             for name, count in self._not_finite.items()
         ]
         if self._without_place:

@@ -56,7 +56,11 @@ class Source:
     @property
     def task(self) -> str | None:
         """What the run was trained on; None where it does not tell."""
-        told = [self.given[key] if isinstance(self.given[key], str) else shortened(self.given[key]) for key in TASK_KEYS if self.given.get(key) is not None]
+        told = [
+            self.given[key] if isinstance(self.given[key], str) else shortened(self.given[key])
+            for key in TASK_KEYS
+            if self.given.get(key) is not None
+        ]
         return ", ".join(told) or None
 
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
 from equipoise.diagnostics.records import RecordFiles, RecordsError
-from equipoise.diagnostics.report.rows import Rows, RowReader, row_groups
-from equipoise.polarity import surviving_change
+from equipoise.diagnostics.report.rows import RowReader, Rows, row_groups
 
 LOG_PROBABILITY = np.linspace(-4, 0, 41)  # decimal: probabilities from 1e-4
 ENTROPY = np.linspace(0, 3, 31)  # nats
