@@ -1,7 +1,7 @@
 """The one reader of YAML: PyYAML scans and composes, and what it composed is counted before it becomes values.
 
 An alias is worth all that it stands for, so a few hundred bytes of aliases of aliases are refused when their count is
-full, not when memory is. Only plain values come out, each its own: words, numbers, true, false, null, lists and mappings.
+full, not when memory is. Only plain values come out, each its own: words, numbers, true, false, null, lists, mappings.
 """
 
 import math
