@@ -22,6 +22,9 @@ from equipoise.settings.data_keys import DATA_SPELLINGS, GONE, data_term, now_wr
 # The names the hosts' own scripts use for the same things, and data as the task that it is.
 ALIASES = {"model_name_or_path": "model", **DATA_SPELLINGS}
 
+LONGEST_NAME = 80
+"""Characters of a key that a message shows as it is."""
+
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The keys of a YAML file, unchecked.
@@ -50,7 +53,7 @@ def read_flags(arguments: list[str]) -> dict[str, Any]:
             name, equals, value = argument[2:].partition("=")
             key = name.replace("-", "_")
             if key in values:
-                raise InputError(f"flag --{name} is given twice")
+                raise InputError(f"flag --{name[:LONGEST_NAME]} is given twice")
             values[key] = [value] if equals else []
         elif key is None:
             raise InputError(f"expected a flag (--key value), got {argument!r}")
@@ -98,21 +101,22 @@ def checked_keys(
     """
     checked = {}
     for given, value in values.items():
+        name = given if given.isprintable() and len(given) <= LONGEST_NAME else shortened(given)
         key = ALIASES.get(given, given)
         if given in GONE:
             raise InputError(f"{origin}{now_written(given, value)}")
         if key not in known:
-            raise InputError(f"{origin}{given} is not known{did_you_mean(given, [*beside, *known, *ALIASES])}")
+            raise InputError(f"{origin}{name} is not known{did_you_mean(name, [*beside, *known, *ALIASES])}")
         if value is None and given in DATA_SPELLINGS:
             continue
         if key in checked:
             raise InputError(
-                f"{origin}{given} is given twice, under another name: give either {_spellings(key, values)}"
+                f"{origin}{name} is given twice, under another name: give either {_spellings(key, values)}"
             )
         try:
             checked[key] = converted(value, known[key])
         except ValueError:
-            raise InputError(f"{origin}{given} must be {type_in_words(known[key])}, got {shortened(value)}") from None
+            raise InputError(f"{origin}{name} must be {type_in_words(known[key])}, got {shortened(value)}") from None
         if given in DATA_SPELLINGS:
             checked[key] = data_term(checked[key])
     return checked
