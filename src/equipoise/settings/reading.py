@@ -25,6 +25,9 @@ ALIASES = {"model_name_or_path": "model", **DATA_SPELLINGS}
 LONGEST_NAME = 80
 """Characters of a key that a message shows as it is."""
 
+LONGEST_ADVICE = 400
+"""Characters of what is to be written in the place of a key that is gone."""
+
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The keys of a YAML file, unchecked.
@@ -56,7 +59,7 @@ def read_flags(arguments: list[str]) -> dict[str, Any]:
                 raise InputError(f"flag --{name[:LONGEST_NAME]} is given twice")
             values[key] = [value] if equals else []
         elif key is None:
-            raise InputError(f"expected a flag (--key value), got {argument!r}")
+            raise InputError(f"expected a flag (--key value), got {shortened(argument)}")
         else:
             values[key].append(argument)
     return {key: _flag_value(key, words) for key, words in values.items()}
@@ -67,7 +70,7 @@ def _flag_value(key: str, words: list[str]) -> Any:
         parsed = [_word_value(word) for word in words]
     except YamlError as error:
         raise InputError(
-            f"flag --{key} has a value that cannot be read: {shortened(' '.join(words))} ({error.problem})"
+            f"flag --{key[:LONGEST_NAME]} has a value that cannot be read: {shortened(' '.join(words))} ({error.problem})"
         ) from error
     return True if not parsed else parsed[0] if len(parsed) == 1 else parsed
 
@@ -104,7 +107,7 @@ def checked_keys(
         name = given if given.isprintable() and len(given) <= LONGEST_NAME else shortened(given)
         key = ALIASES.get(given, given)
         if given in GONE:
-            raise InputError(f"{origin}{now_written(given, value)}")
+            raise InputError(f"{origin}{now_written(given, value)[:LONGEST_ADVICE]}")
         if key not in known:
             raise InputError(f"{origin}{name} is not known{did_you_mean(name, [*beside, *known, *ALIASES])}")
         if value is None and given in DATA_SPELLINGS:

@@ -10,12 +10,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from equipoise.diagnostics.records.schema import COLUMNS, RecordsError, arrow_schema, check_schema
+from equipoise.diagnostics.records.schema import COLUMNS, RecordsError, check_schema
 from equipoise.diagnostics.run_folder import RECORDS_FOLDER
 from equipoise.inputs.regular_files import open_regular
 
 MOST_ROWS_OF_A_GROUP = 4 * 1024 * 1024
 """A row group is in memory as a whole; the recorder writes groups of 256 Ki rows."""
+
+_FIELDS = {name: pa.field(name, column.type) for name, column in COLUMNS.items()}
 
 
 @contextmanager
@@ -73,7 +75,7 @@ class RecordFile:
             if rows > MOST_ROWS_OF_A_GROUP:
                 raise RecordsError(f"{place} must have at most {MOST_ROWS_OF_A_GROUP:,} rows, got {rows:,}")
             table = self._file.read_row_group(group, columns=[c for c in columns if c in self.schema.names])
-            fields = [arrow_schema().field(name) for name in columns]
+            fields = [_FIELDS[name] for name in columns]
             arrays = [
                 table[f.name].cast(f.type) if f.name in table.column_names else pa.nulls(len(table), f.type)
                 for f in fields
@@ -165,5 +167,5 @@ def read_records(
         raise RecordsError(files.unreadable[0])
     if not files.readable:
         raise RecordsError(f"{folder} has no token records: train with record_tokens")
-    schema = pa.schema([arrow_schema().field(name) for name in names])
+    schema = pa.schema([_FIELDS[name] for name in names])
     return pa.Table.from_batches(files.batches(names, updates), schema=schema).unify_dictionaries()
