@@ -107,7 +107,9 @@ def test_metrics_of_every_length_are_shown_as_far_as_they_go(text, updates, tmp_
 def test_of_lines_that_repeat_an_update_the_later_one_counts_in_order(tmp_path):
     folder = make_run(tmp_path / "run", records=False)
     lines = [(3, 1.0), (1, 2.0), (3, 3.0), (2, 4.0)]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps({"update": u, "equipoise/entropy": y}) + "\n" for u, y in lines))
+    (folder / "metrics.jsonl").write_text(
+        "".join(json.dumps({"update": u, "equipoise/entropy": y}) + "\n" for u, y in lines)
+    )
     curve = shown(folder)["curves"]["entropy"]
     assert (curve["x"], curve["y"]) == ([1, 2, 3], [2, 4, 3])
     assert "updates must grow from line to line, got 1 after 3" in gaps_of(folder)
@@ -148,7 +150,9 @@ def test_updates_beyond_five_digits_keep_their_places(tmp_path):
     assert data["groups"][0]["bands"]["entropy"]["y"] == [1.0] * 5
 
 
-@pytest.mark.parametrize("line", [b'{"step": 1, "data": {"x": 1e999}}', b'{"step": true, "data": {}}', b'{"data": {}}', b"[]", b"\xff"])
+@pytest.mark.parametrize(
+    "line", [b'{"step": 1, "data": {"x": 1e999}}', b'{"step": true, "data": {}}', b'{"data": {}}', b"[]", b"\xff"]
+)
 def test_a_log_of_verl_is_read_around_what_cannot_be(line, tmp_path):
     log = tmp_path / "run.jsonl"
     good = '{"step": 1, "data": {"actor/equipoise/entropy": 1.0}}\n{"step": 1, "data": {"val/x": 1.0}}\n'
@@ -188,7 +192,10 @@ def test_an_estimate_that_is_none_is_left_out_and_named(wrong, place, tmp_path):
 def test_evaluations_of_ever_new_k_are_bounded(tmp_path):
     folder = make_run(tmp_path / "run", records=False)
     estimate = {"mean": 0.1, "low": 0.0, "high": 0.2}
-    lines = [{"update": u, "pass_at": {str(100 * u + k): estimate for k in range(100)} | {"<script>": estimate}} for u in range(200)]
+    lines = [
+        {"update": u, "pass_at": {str(100 * u + k): estimate for k in range(100)} | {"<script>": estimate}}
+        for u in range(200)
+    ]
     (folder / "evaluation.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert len(shown(folder)["evaluation"]) <= 40
 
@@ -311,7 +318,10 @@ def test_a_version_that_is_not_known_is_named(version, tmp_path):
     path = next((folder / "tokens").iterdir())
     table = pq.read_table(path)
     metadata = {key: value for key, value in table.schema.metadata.items() if key != b"equipoise_schema_version"}
-    pq.write_table(table.replace_schema_metadata(metadata | ({} if version is None else {b"equipoise_schema_version": version})), path)
+    pq.write_table(
+        table.replace_schema_metadata(metadata | ({} if version is None else {b"equipoise_schema_version": version})),
+        path,
+    )
     assert f"tokens/{path.name}" in gaps_of(folder)
     assert "version" in gaps_of(folder)
     with pytest.raises(InputError, match="version"):
@@ -353,7 +363,9 @@ def test_plain_texts_and_texts_of_any_bytes_are_shown(tmp_path):
     folder = make_run(tmp_path / "run")
     raw = pa.array([b"\xff\xfe", b"</script>", b"\xed\xa0\x80", None] * 36, pa.binary())
     for name in ("token", "prompt", "run"):
-        text = pa.StringArray.from_buffers(len(raw), raw.buffers()[1], raw.buffers()[2], raw.buffers()[0], raw.null_count)
+        text = pa.StringArray.from_buffers(
+            len(raw), raw.buffers()[1], raw.buffers()[2], raw.buffers()[0], raw.null_count
+        )
         rewritten(folder, lambda t, text=text, name=name: t.set_column(t.schema.get_field_index(name), name, text))
         assert shown(folder)["records"]["rollouts"]
 
@@ -387,7 +399,9 @@ def test_a_file_that_is_replaced_while_it_is_read_costs_only_itself(tmp_path, mo
 
     monkeypatch.setattr(report.token_sums, "totals", replaced)
     assert shown(folder)["records"]["tokens"] == 144
-    monkeypatch.setattr(report.token_sums, "totals", lambda files, progress: (result := sums(files, progress), path.unlink())[0])
+    monkeypatch.setattr(
+        report.token_sums, "totals", lambda files, progress: (result := sums(files, progress), path.unlink())[0]
+    )
     assert shown(folder)["records"]["rollouts"] == []
 
 
@@ -396,7 +410,11 @@ def test_long_texts_and_many_short_rollouts_fit_on_a_page(tmp_path):
     rng, count = np.random.default_rng(0), 8000
     with TokenRecorder(folder / "tokens", decode=lambda ids: f"{ids[0]}" + "<" * 5000) as recorder:
         for update in range(1, 6):
-            batch = {k: np.resize(v, (count, 1) if np.ndim(v) == 2 else count) for k, v in micro_batch(rng, update, 1).items() if k != "prompt"}
+            batch = {
+                k: np.resize(v, (count, 1) if np.ndim(v) == 2 else count)
+                for k, v in micro_batch(rng, update, 1).items()
+                if k != "prompt"
+            }
             batch |= {"sample": np.arange(count), "token_id": np.arange(count).reshape(-1, 1)}
             recorder.record(update=update, prompt=["&" * 3000] * count, **batch)
     begin = time.process_time()
@@ -431,7 +449,9 @@ def damaged(rng, data):
         elif kind == 1:
             del data[place:]
         elif kind == 2:
-            data[place:place] = rng.choice([b"\n", b"{", b"[[", b'"', b"NaN", b"1e999", b"-", b"null", b"\xff", b"\0", b"9" * 400, b"true"])
+            data[place:place] = rng.choice(
+                [b"\n", b"{", b"[[", b'"', b"NaN", b"1e999", b"-", b"null", b"\xff", b"\0", b"9" * 400, b"true"]
+            )
         elif kind == 3:
             data[place : place + 1] = b""
         else:
@@ -506,7 +526,13 @@ def test_a_live_page_answers_or_closes_every_request(live, capfd):
     assert asked(port, "/" + "a" * 100_000)[0] == 414
     assert asked(port, Host="evil.example")[0] == 403
     assert asked(port, "/../../etc/passwd")[0] == 404
-    for data in (b"\0\xff\n\n", b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"GET / HTTP/1.1\r\nA: " + b"b" * 70_000 + b"\r\n\r\n", b""):
+    for data in (
+        b"\0\xff\n\n",
+        b"GET\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET / HTTP/1.1\r\nA: " + b"b" * 70_000 + b"\r\n\r\n",
+        b"",
+    ):
         with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
             client.sendall(data)
             client.shutdown(socket.SHUT_WR)

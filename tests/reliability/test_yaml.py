@@ -60,7 +60,9 @@ def bomb(levels=9, width=9, merge=False):
     lines = ["a0: &a0 {x: lol}" if merge else "a0: &a0 [lol, lol]"]
     for level in range(1, levels + 1):
         names = ", ".join([f"*a{level - 1}"] * width)
-        lines.append(f"a{level}: &a{level} {{<<: [{names}], y{level}: [{names}]}}" if merge else f"a{level}: &a{level} [{names}]")
+        lines.append(
+            f"a{level}: &a{level} {{<<: [{names}], y{level}: [{names}]}}" if merge else f"a{level}: &a{level} [{names}]"
+        )
     return "\n".join(lines)
 
 
@@ -198,7 +200,24 @@ def test_what_no_file_can_hold_again_is_refused_on_every_level(inside):
 
 def test_values_that_are_written_are_read_back():
     rng = random.Random(0)
-    words = ["no", "1e3", "0x10", "a: b", "<<", "'", "2024-01-01", "é", "~", "", " x", "=", "5", ".inf", "\u2028", "9" * 1200]
+    words = [
+        "no",
+        "1e3",
+        "0x10",
+        "a: b",
+        "<<",
+        "'",
+        "2024-01-01",
+        "é",
+        "~",
+        "",
+        " x",
+        "=",
+        "5",
+        ".inf",
+        "\u2028",
+        "9" * 1200,
+    ]
 
     def value(depth):
         kind = rng.randrange(7 if depth < 4 else 5)
@@ -287,7 +306,9 @@ PIECES = [
     "&a ", "*a", "<<: ", "!!int ", "!!python/name:os.system ", "{", "}", "[", "]", ": ", "- ", "? ", "\n", "  ", "\t", "|\n", ">-\n",
     "---\n", "%", "'", '"', "\\", "\\ud800", "#", "1e999", ".nan", "9" * 400, "\0", "\ufeff", "é", "~", "=", ",", "@", "`",
 ]  # fmt: skip
-RECIPE = "model: a\ntask: ladder\nbapo_low: [0.9, 0.98]\nmodel_init_kwargs: &a {x: 1, y: [a, b]}\nchat_template_kwargs: *a\n"
+RECIPE = (
+    "model: a\ntask: ladder\nbapo_low: [0.9, 0.98]\nmodel_init_kwargs: &a {x: 1, y: [a, b]}\nchat_template_kwargs: *a\n"
+)
 
 
 def mutated(rng, text):

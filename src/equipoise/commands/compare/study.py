@@ -153,7 +153,9 @@ def _distinct_folders(names: dict[str, Any], origin: str) -> None:
     for name in names:
         other = taken.setdefault(file_name(name), name)
         if other != name:
-            raise InputError(f"{origin}: {shortened(other)} and {shortened(name)} would share the folder {file_name(name)[:80]}; rename one")
+            raise InputError(
+                f"{origin}: {shortened(other)} and {shortened(name)} would share the folder {file_name(name)[:80]}; rename one"
+            )
 
 
 def _names(value: Any, known: dict[str, Any], what: str) -> tuple[str, ...]:
@@ -184,7 +186,9 @@ def _run_keys(values: dict[str, Any], warm_start: bool, origin: str) -> tuple[di
             raise InputError(f"{origin}{key} is set by the study; leave it out")
     steps = values.pop("warm_start_steps", None)
     if steps is not None and (not warm_start or not isinstance(steps, int) or steps < 1):
-        raise InputError(f"{origin}warm_start_steps must be a whole number >= 1 (with warm_start: true), got {shortened(steps)}")
+        raise InputError(
+            f"{origin}warm_start_steps must be a whole number >= 1 (with warm_start: true), got {shortened(steps)}"
+        )
     keys = checked_keys(values, origin)
     if warm_start and not keys.get("task"):
         raise InputError(f"{origin}warm_start needs a task")
