@@ -48,14 +48,14 @@ def test_a_whole_run_has_no_finding_on_its_files(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("name", "data", "named"),
     [
-        ("metrics.jsonl", b"\xff\n[]\n" + b'{"update": 1, "equipoise/entropy": 1.0}\n', "metrics.jsonl, line 1 must be UTF-8"),
+        ("metrics.jsonl", b'\xff\n[]\n{"update": 1, "equipoise/entropy": 1}\n', "metrics.jsonl, line 1 must be UTF-8"),
         ("metrics.jsonl", b"\xff\n", "metrics.jsonl, line 1 must be UTF-8"),
         ("evaluation.jsonl", b'{"update": 1, "greedy": 5}\n', "evaluation.jsonl, line 1: greedy"),
         ("config.yaml", b"a: &a [*a]\n", "config.yaml, line 1 is no valid YAML"),
         ("config.yaml", b"task: ladder\nseed: {}\nno_such_key: 1\n", "config.yaml: seed must be"),
         ("resolved.yaml", b"- 1\n", "resolved.yaml must be a mapping"),
-        ("resolved.yaml", b"num_generations: -4\nlearning_rate: fast\n", "resolved.yaml: num_generations must be from 1"),
-        ("resolved.yaml", b"papo_strength: {a: 1}\nreplay_fraction: null\n", "resolved.yaml: papo_strength must be a number"),
+        ("resolved.yaml", b"num_generations: -4\nlearning_rate: fast\n", "num_generations must be from 1"),
+        ("resolved.yaml", b"papo_strength: {a: 1}\nreplay_fraction: null\n", "papo_strength must be a number"),
         ("environment.json", b"[1]", "environment.json must be a mapping"),
         ("environment.json", b'{"device": 3, "world_size": "x", "host": [1]}', "environment.json: device must be text"),
     ],

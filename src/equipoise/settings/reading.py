@@ -69,8 +69,9 @@ def _flag_value(key: str, words: list[str]) -> Any:
     try:
         parsed = [_word_value(word) for word in words]
     except YamlError as error:
+        shown = shortened(" ".join(words))
         raise InputError(
-            f"flag --{key[:LONGEST_NAME]} has a value that cannot be read: {shortened(' '.join(words))} ({error.problem})"
+            f"flag --{key[:LONGEST_NAME]} has a value that cannot be read: {shown} ({error.problem})"
         ) from error
     return True if not parsed else parsed[0] if len(parsed) == 1 else parsed
 

@@ -153,8 +153,9 @@ def _distinct_folders(names: dict[str, Any], origin: str) -> None:
     for name in names:
         other = taken.setdefault(file_name(name), name)
         if other != name:
+            folder = file_name(name)[:80]
             raise InputError(
-                f"{origin}: {shortened(other)} and {shortened(name)} would share the folder {file_name(name)[:80]}; rename one"
+                f"{origin}: {shortened(other)} and {shortened(name)} would share the folder {folder}; rename one"
             )
 
 
