@@ -1,7 +1,7 @@
 """The one exception that the command line turns into a single line and exit code 2, and the words of such lines."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class InputError(ValueError):
@@ -29,9 +29,47 @@ def require(name: str, value: object, rule: str, holds: bool, *, error: type[Val
 
 
 def shortened(value: object, limit: int = 80) -> str:
-    """The value as Python would write it, on one line of at most `limit` characters: for error messages."""
-    text = " ".join(repr(value).split())
+    """The value as Python would write it, on one line of at most `limit` characters: for error messages.
+
+    Of a large value only its beginning is written at all, so the time is that of `limit`.
+    """
+    pieces, length = [], 0
+    for piece in _pieces(value, limit, 0):
+        pieces.append(piece)
+        length += len(piece)
+        if length > 4 * limit:  # of white space only one character stays
+            break
+    text = " ".join("".join(pieces).split())
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _pieces(value: object, limit: int, depth: int) -> Iterator[str]:
+    """What `repr` writes, piece by piece; of text no more than can be shown."""
+    kind = type(value)
+    if kind in (str, bytes):
+        yield repr(value[: 4 * limit])  # pyright: ignore[reportIndexIssue]
+    elif kind is int and value.bit_length() > 10_000:  # pyright: ignore[reportAttributeAccessIssue]
+        yield f"a whole number of {value.bit_length()} bits"  # pyright: ignore[reportAttributeAccessIssue]
+    elif depth > limit:
+        yield "…"
+    elif kind is dict:
+        yield from _joined("{", value.items(), "}", limit, depth)  # pyright: ignore[reportAttributeAccessIssue]
+    elif kind is list or (kind is tuple and len(value) != 1):  # pyright: ignore[reportArgumentType]
+        yield from _joined(*("[", value, "]") if kind is list else ("(", value, ")"), limit, depth)  # pyright: ignore
+    else:
+        yield repr(value)
+
+
+def _joined(begin: str, items: Iterable, end: str, limit: int, depth: int) -> Iterator[str]:
+    yield begin
+    for number, item in enumerate(items):
+        yield ", " if number else ""
+        if begin == "{":
+            yield from _pieces(item[0], limit, depth + 1)
+            yield ": "
+            item = item[1]
+        yield from _pieces(item, limit, depth + 1)
+    yield end
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:

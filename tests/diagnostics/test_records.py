@@ -315,17 +315,19 @@ def test_what_cannot_be_read_is_named(tmp_path):
     assert (len(files.readable), len(files.unreadable), files.num_rows) == (0, 1, 0)
 
 
-def test_a_newer_schema_and_other_peoples_files_are_refused(tmp_path):
+def test_a_newer_schema_and_other_peoples_files_are_refused_or_named(tmp_path):
     path = next(recorded(tmp_path, batch()).iterdir())
     with_metadata(path, {b"equipoise_schema_version": str(SCHEMA_VERSION + 1).encode()})
     newer = (
         rf"{path.name} has token records of schema version {SCHEMA_VERSION + 1}; .* up to {SCHEMA_VERSION}: update it"
     )
     with pytest.raises(RecordsError, match=newer):
-        record_files(tmp_path)
+        read_records(tmp_path)
+    assert re.search(newer, record_files(tmp_path).unreadable[0])
     pq.write_table(pa.table({"a": [1]}), path)
     with pytest.raises(RecordsError, match="holds no token records of equipoise"):
-        record_files(tmp_path)
+        read_records(tmp_path)
+    assert record_files(tmp_path).readable == []
 
 
 @pytest.mark.parametrize(

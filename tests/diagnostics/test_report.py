@@ -1,6 +1,7 @@
 """What a report is made of: sums against the records themselves, bands by hand, labelled gaps, and every refusal."""
 
 import json
+import shutil
 import threading
 import urllib.error
 import urllib.request
@@ -15,6 +16,7 @@ from equipoise.diagnostics.report import report_data, write_report
 from equipoise.diagnostics.report.curves import MOST_POINTS, predicted_and_realised, thinned
 from equipoise.diagnostics.report.live import live_server
 from equipoise.diagnostics.report.page import embedded
+from equipoise.diagnostics.report.rollouts import LEAST_COST
 from equipoise.diagnostics.report.sources import read_sources
 from equipoise.errors import InputError
 
@@ -87,7 +89,7 @@ def test_rollouts_are_whole_and_their_numbers_those_of_the_records(run):
 def test_a_bounded_sample_holds_the_rollouts_that_moved_most(run, monkeypatch):
     from equipoise.diagnostics.report import data as report
 
-    monkeypatch.setattr(report, "TOKEN_BUDGET", 6 * 4 * 3)  # four of eight rollouts of each update
+    monkeypatch.setattr(report, "TOKEN_BUDGET", LEAST_COST * 4 * 3)  # four of eight rollouts of each update
     rollouts = report_data([run])["runs"][0]["records"]["rollouts"]
     assert len(rollouts) == 12
     moved = with_change(run).groupby(["update", "sample"])["change"].sum().abs()
@@ -134,7 +136,7 @@ def test_what_is_missing_is_a_labelled_gap(tmp_path):
     (tokens_only / "metrics.jsonl").unlink()
     gaps = [run["gaps"] for run in report_data([bare, cut, tokens_only])["runs"]]
     assert gaps[0] == [
-        "the last line of metrics.jsonl is cut off", "no evaluations on held-out data",
+        "metrics.jsonl, line 13 is no JSON: it is cut off", "no evaluations on held-out data",
         "no token records: train with record_tokens", "no config.yaml", "no environment.json",
     ]  # fmt: skip
     assert len(gaps[1]) == 1
@@ -184,16 +186,16 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, tmp_path, capsys):
     assert '"title":"again"' in output.read_text()
 
 
-def test_records_of_a_newer_schema_are_refused(tmp_path, capsys, monkeypatch):
+def test_records_of_a_newer_schema_are_a_gap(tmp_path, monkeypatch):
     from equipoise.diagnostics.records import schema
 
     monkeypatch.setattr(schema, "SCHEMA_VERSION", schema.SCHEMA_VERSION + 1)
     newer = make_run(tmp_path / "newer")
     monkeypatch.undo()
-    assert "schema version 2; this equipoise reads versions up to 1" in error_of(
-        capsys, newer, "-o", tmp_path / "r.html"
-    )
-    assert not (tmp_path / "r.html").exists()
+    shown = report_data([newer])["runs"][0]
+    assert shown["records"] is None
+    assert any("schema version 2; this equipoise reads versions up to 1" in gap for gap in shown["gaps"])
+    assert shown["curves"]["entropy"]["y"]
 
 
 def test_a_disk_that_is_full_leaves_the_old_report(run, tmp_path, monkeypatch):
@@ -231,7 +233,10 @@ def test_a_live_report_serves_what_is_new_and_only_to_this_machine(tmp_path, cap
         assert data["runs"][0]["updates"] == 4
         assert data["runs"][0]["curves"]["entropy"]["y"][-1] == 0.5
         (folder / "metrics.jsonl").write_text("no json\n")
-        assert "is no JSON" in json.loads(get("data.json"))["warnings"][0]
+        assert "metrics.jsonl, line 1 is no JSON" in json.loads(get("data.json"))["runs"][0]["gaps"][0]
+        (folder / "metrics.jsonl").unlink()
+        shutil.rmtree(folder / "tokens")
+        assert "is no run folder" in json.loads(get("data.json"))["warnings"][0]
         for path, headers, code in (("etc", {}, 404), ("", {"Host": "evil.example"}, 403)):
             with pytest.raises(urllib.error.HTTPError) as caught:
                 get(path, **headers)

@@ -168,7 +168,7 @@ def test_flags_that_cannot_be_used(flags, message):
         ("[" * 5000, "nested too deeply"),
         *((f"run_name: !!{tag} x", "no valid YAML") for tag in ("int", "float", "bool", "timestamp", "binary")),
         ("seed: " + "9" * 5000, "seed must be a whole number"),
-        ("model_init_kwargs: &a {b: *a}", "model_init_kwargs must be a mapping"),
+        ("model_init_kwargs: &a {b: *a}", "line 1 is no valid YAML: an alias stands for what it is in"),
         ("seed: x", "seed must be a whole number, got 'x'"),
         ("sed: 1", r"sed is not known; did you mean seed\?"),
     ],

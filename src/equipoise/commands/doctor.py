@@ -28,6 +28,7 @@ from equipoise.commands.doctor_checks import (
     check_verifier,
     compare_logprobs,
 )
+from equipoise.commands.doctor_run import check_files, read_run_files
 from equipoise.commands.threads import fit_threads
 from equipoise.diagnostics.doctor import (
     RUN_CHECKS,
@@ -39,15 +40,12 @@ from equipoise.diagnostics.doctor import (
     not_checked,
     print_findings,
 )
-from equipoise.diagnostics.run_folder import ENVIRONMENT_FILE, METRICS_FILE, RESOLVED_FILE, is_run_folder
-from equipoise.diagnostics.runs import read_log, read_run
+from equipoise.diagnostics.run_folder import ENVIRONMENT_FILE, METRICS_FILE, RESOLVED_FILE
 from equipoise.errors import InputError
 from equipoise.models.loading import load_model, load_tokenizer, template_settings
-from equipoise.settings.reading import read_yaml
 from equipoise.settings.run import RunSettings
 from equipoise.settings.task_loading import load_task
 from equipoise.tasks import Task
-from equipoise.trl import run
 from equipoise.trl.keys import build, read_config
 
 Kind = Literal["run", "config", "model"]
@@ -123,32 +121,18 @@ def recognised(target: str) -> Kind:
 
 
 def _run(options: DoctorOptions) -> list[Finding]:
-    folder = Path(options.target)
-    record = read_log(folder) if folder.is_file() else read_run(folder)
-    if not record.metrics:
-        raise InputError(f"its {METRICS_FILE} is empty: no update has been logged")
-    given = run.run_settings(folder) if is_run_folder(folder) else {}
-    resolved = read_yaml(folder / RESOLVED_FILE) if (folder / RESOLVED_FILE).is_file() else {}
-    environment = _environment(folder)
-    findings = [check(RunEvidence(record, resolved)) for check in RUN_CHECKS]
-    task, reason = _task(options, given)
-    device = str(environment.get("device", "cpu")).split(":")[0]
-    if environment.get("host", "trl") == "trl":
-        findings += _settings(given, resolved, environment.get("world_size", 1), device, task)
+    found = read_run_files(Path(options.target))
+    findings = check_files(found.left_out)
+    findings += [check(RunEvidence(found.record, found.resolved)) for check in RUN_CHECKS]
+    task, reason = _task(options, found.given)
+    environment = found.environment
+    if (host := environment.get("host", "trl")) == "trl":
+        device = environment.get("device", "cpu").split(":")[0]
+        findings += _settings(found.given, found.resolved, environment.get("world_size", 1), device, task)
     else:
-        findings.append(not_checked("settings", f"they are those of {environment['host']}, which checks them itself"))
+        findings.append(not_checked("settings", f"they are those of {host[:80]}, which checks them itself"))
     findings.append(check_verifier(task, reason))
-    return [*findings, _probed(options, resolved)]
-
-
-def _environment(folder: Path) -> dict[str, Any]:
-    path = folder / ENVIRONMENT_FILE
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is no JSON: {error.msg}") from error
+    return [*findings, _probed(options, found.resolved)]
 
 
 def _config(options: DoctorOptions) -> list[Finding]:

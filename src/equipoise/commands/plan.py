@@ -8,10 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import yaml
-
 from equipoise.commands.plan_result import GIB, Batch, Plan, print_plan
-from equipoise.errors import InputError, require
+from equipoise.errors import InputError, require, shortened
+from equipoise.inputs.yaml_text import yaml_mapping
 from equipoise.models import memory
 from equipoise.models.architectures import ParameterCount, Shape, architecture, parameter_count
 from equipoise.models.memory import Sharding, Term
@@ -19,6 +18,9 @@ from equipoise.settings.presets import merged, with_preset
 from equipoise.settings.run import RunSettings
 from equipoise.trl.config import EquipoiseConfig
 from equipoise.trl.keys import build, checked_keys, read_config
+
+MOST_PROCESSES = 1_000_000
+"""Of an accelerate configuration; more GPUs than there are in one place."""
 
 
 @dataclass(frozen=True)
@@ -131,25 +133,36 @@ def accelerate_sharding(path: Path) -> tuple[str, int]:
     Raises:
         InputError: no such file, none that accelerate would read, FSDP of version 1, or DeepSpeed's stages 0 and 1.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        processes = int(values["num_processes"])
-        distributed = str(values["distributed_type"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"accelerate configuration {path} cannot be read: {error!r}") from error
+    values = yaml_mapping(path, "accelerate configuration")
+    processes, distributed = values.get("num_processes"), values.get("distributed_type")
+    if not isinstance(processes, int) or isinstance(processes, bool) or not 1 <= processes <= MOST_PROCESSES:
+        raise InputError(
+            f"accelerate configuration {path}: num_processes must be a whole number from 1 to {MOST_PROCESSES},"
+            f" got {shortened(processes)}"
+        )
     if distributed == "FSDP":
-        if int((values.get("fsdp_config") or {}).get("fsdp_version", 1)) != 2:
-            raise InputError(f"accelerate configuration {path}: fsdp_version must be 2")
+        version = _part(values, "fsdp_config").get("fsdp_version", 1)
+        if version != 2:
+            raise InputError(f"accelerate configuration {path}: fsdp_version must be 2, got {shortened(version)}")
         return "fsdp2", processes
     if distributed == "DEEPSPEED":
-        stage = (values.get("deepspeed_config") or {}).get("zero_stage")
+        stage = _part(values, "deepspeed_config").get("zero_stage")
         if stage not in (2, 3):
             raise InputError(
-                f"accelerate configuration {path}: deepspeed_config must give zero_stage 2 or 3, got {stage!r}; choose "
-                f"with --sharding what is in a DeepSpeed file of its own"
+                f"accelerate configuration {path}: deepspeed_config must give zero_stage 2 or 3, got "
+                f"{shortened(stage)}; choose with --sharding what is in a DeepSpeed file of its own"
             )
         return f"zero{stage}", processes
+    if not isinstance(distributed, str):
+        raise InputError(
+            f"accelerate configuration {path}: distributed_type must be text such as FSDP, got {shortened(distributed)}"
+        )
     return "none", processes
+
+
+def _part(values: dict[str, Any], key: str) -> dict[str, Any]:
+    part = values.get(key)
+    return part if isinstance(part, dict) else {}
 
 
 def _lora(settings: RunSettings) -> Any:

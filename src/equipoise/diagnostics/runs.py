@@ -1,16 +1,17 @@
 """Reading run folders back, without the trainer that wrote them."""
 
-import json
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
+from equipoise.diagnostics.log_lines import LeftOut, evaluation_line, metric_line, usable_lines
 from equipoise.diagnostics.metric_names import OURS, of_verls_log, translated
 from equipoise.diagnostics.run_folder import EVALUATION_FILE, METRICS_FILE
-from equipoise.errors import InputError, shortened
+from equipoise.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,13 @@ class RunRecord:
         name: of the folder.
         metrics: one mapping per logged update, in order, with our names of a host's metrics (`metric_names`).
         evaluations: one mapping per evaluation on held-out data, in order.
+        left_out: one line for each kind of thing that could not be read: file, line, rule and value.
     """
 
     name: str
     metrics: list[dict[str, Any]]
     evaluations: list[dict[str, Any]]
+    left_out: list[str] = field(default_factory=list)
 
     def curve(self, key: str) -> tuple[Float[np.ndarray, " points"], Float[np.ndarray, " points"]]:
         """(updates, values) of a metric where it was logged and finite."""
@@ -48,56 +51,46 @@ def _columns(points: list[tuple], count: int) -> tuple:
     return tuple(np.array(points, dtype=float).reshape(-1, count).T)
 
 
-def read_run(folder: str | Path, *, unfinished: bool = False) -> RunRecord:
+def read_run(folder: str | Path, *, leave_out: bool = False) -> RunRecord:
     """The record of a run folder.
 
     Args:
         folder: of the run.
-        unfinished: leave out a last line that is cut off, as a run in progress may have one.
+        leave_out: what cannot be read is left out, and named in `RunRecord.left_out`, in place of an error.
 
     Raises:
-        InputError: when the folder holds no metrics, or a line of its files is no JSON (with its number).
+        InputError: the folder holds no metrics; without `leave_out` also a line of its files that cannot be used, with
+            its number.
     """
-    folder = Path(folder)
-    if not (folder / METRICS_FILE).is_file():
+    folder, left_out = Path(folder), LeftOut(strict=not leave_out)
+    if not os.path.lexists(folder / METRICS_FILE):
         raise InputError(f"{folder} is no run folder: it has no {METRICS_FILE}")
-    metrics = [translated(line) for line in _lines(folder / METRICS_FILE, unfinished)]
-    return RunRecord(folder.name, metrics, _lines(folder / EVALUATION_FILE, unfinished))
+    metrics = usable_lines(folder / METRICS_FILE, left_out, metric_line)
+    evaluations = usable_lines(folder / EVALUATION_FILE, left_out, evaluation_line)
+    return RunRecord(folder.name, [translated(line) for line in metrics], evaluations, left_out.notes)
 
 
-def read_log(path: Path) -> RunRecord:
+def read_log(path: Path, *, leave_out: bool = False) -> RunRecord:
     """The record that a host's own log holds, a file of JSON lines: that of verl's file logger, or a metrics.jsonl.
 
+    Args:
+        path: of the file.
+        leave_out: as in `read_run`.
+
     Raises:
-        InputError: the file cannot be read, or holds no such lines.
+        InputError: the file holds no scalars of equipoise; without `leave_out` also as in `read_run`.
     """
-    try:
-        lines = _lines(path, unfinished=False)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    metrics = []
-    for number, line in enumerate(lines, start=1):
-        known = of_verls_log(line) or (line if "update" in line else None)
-        if known is None:
-            raise InputError(f"{path}, line {number} is no line of metrics: it has neither step and data nor update")
-        metrics.append(known)
+    left_out = LeftOut(strict=not leave_out)
+    metrics = usable_lines(path, left_out, _log_line, merged=True)
     if not any(name.startswith(OURS) for line in metrics for name in line):
-        raise InputError(f"{path} has no scalars of equipoise: was the run started with it?")
-    return RunRecord(path.stem, [translated(line) for line in metrics], [])
+        reason = "".join(f" ({note})" for note in left_out.notes[:1])
+        raise InputError(f"{path} has no scalars of equipoise: was the run started with it?{reason}")
+    return RunRecord(path.stem, [translated(line) for line in metrics], [], left_out.notes)
 
 
-def _lines(path: Path, unfinished: bool) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    records = []
-    text = path.read_text()
-    if unfinished:
-        text = text[: text.rfind("\n") + 1]
-    for number, line in enumerate(text.splitlines(), start=1):
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}, line {number} is no JSON: {error.msg}") from error
-        if not isinstance(records[-1], dict):
-            raise InputError(f"{path}, line {number} must be a mapping, got {shortened(records[-1])}")
-    return records
+def _log_line(line: dict[str, Any], place: str, left_out: LeftOut) -> dict[str, Any] | None:
+    known = of_verls_log(line) or (line if "update" in line else None)
+    if known is None:
+        left_out.note(f"{place} is no line of metrics: it has neither step and data nor update", "no metrics")
+        return None
+    return metric_line(known, place, left_out)

@@ -1,13 +1,13 @@
 """The shape of a model without its weights: from its folder, the recipes' own table, or the hub."""
 
 import copy
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import equipoise
 from equipoise.errors import InputError
+from equipoise.inputs.json_text import json_object
 
 
 def recipe_folder() -> Path:
@@ -47,10 +47,9 @@ def _from_file(file: Path) -> Any:
     from transformers import AutoConfig
 
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-        return AutoConfig.for_model(**values).get_text_config()
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        cause = " ".join(str(getattr(error, "strerror", None) or error).split())
+        return AutoConfig.for_model(**json_object(file)).get_text_config()
+    except Exception as error:  # transformers raises nearly everything for values that it cannot use
+        cause = " ".join(str(error).split())
         raise InputError(f"architecture {file} is no config.json of a model: {cause[:200]}") from error
 
 

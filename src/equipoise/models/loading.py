@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import yaml
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from equipoise.errors import InputError
+from equipoise.inputs.yaml_text import YamlError, yaml_value
 from equipoise.settings.run import AdapterSettings
 from equipoise.tasks.datasets import one_line, shortened
 
@@ -85,9 +85,9 @@ def template_settings(value: Any, key: str = "chat_template_kwargs") -> dict[str
         InputError: text that is no mapping.
     """
     try:
-        read = yaml.safe_load(value) if isinstance(value, str) else value
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that there is not
-        raise InputError(f"{key} cannot be read, got {shortened(value)} ({one_line(error)})") from error
+        read = yaml_value(value) if isinstance(value, str) else value
+    except YamlError as error:
+        raise InputError(f"{key} cannot be read, got {shortened(value)} ({error.problem})") from error
     if read is not None and not (isinstance(read, Mapping) and all(isinstance(name, str) for name in read)):
         raise InputError(f'{key} must be a mapping such as {{"enable_thinking": false}}, got {shortened(value)}')
     return dict(read or {})

@@ -7,21 +7,26 @@ flag, the key, the rule and the value.
 import dataclasses
 import enum
 import math
-import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ConfigDict, TypeAdapter
 
 from equipoise.errors import InputError, did_you_mean, shortened
+from equipoise.inputs.yaml_text import MOST_DEPTH, Number, YamlError, yaml_lines, yaml_mapping, yaml_value
 from equipoise.settings.data_keys import DATA_SPELLINGS, GONE, data_term, now_written
 
 # The names the hosts' own scripts use for the same things, and data as the task that it is.
 ALIASES = {"model_name_or_path": "model", **DATA_SPELLINGS}
+
+LONGEST_NAME = 80
+"""Characters of a key that a message shows as it is."""
+
+LONGEST_ADVICE = 400
+"""Characters of what is to be written in the place of a key that is gone."""
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -30,101 +35,12 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     Raises:
         InputError: a file that is missing, unreadable, no YAML, no mapping, or that has a key twice.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"config {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    try:
-        loaded = _loaded(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise InputError(f"config {path}{where} is no valid YAML: {getattr(error, 'problem', error)}") from error
-    if loaded is None:
-        return {}
-    if not isinstance(loaded, dict):
-        raise InputError(f"config {path} must be a mapping of keys to values, got {type(loaded).__name__}")
-    return {str(key): value for key, value in loaded.items()}
-
-
-class _Number(float):
-    """A number that knows how it was written, for a key that is text: `run_name: 1e3`."""
-
-    written: str
-
-    def __new__(cls, value: float, written: str) -> "_Number":
-        number = super().__new__(cls, value)
-        number.written = written
-        return number
-
-    def __str__(self) -> str:
-        return self.written
-
-
-_PLAIN = {"bool", "int", "float", "timestamp", "value"}
-"""Kinds of plain words that are told by rules of our own."""
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, with fewer surprises.
-
-    Two equal keys are an error. `no` is a word (`save_strategy: no`), and so are a date and 12:30; 1e-3 is a number.
-    """
-
-    yaml_implicit_resolvers: typing.ClassVar = {
-        first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] not in _PLAIN]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-    def construct_mapping(self, node, deep=False):
-        seen = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                continue
-            if not isinstance(key_node, yaml.ScalarNode):
-                raise yaml.MarkedYAMLError(problem="a key must be a word", problem_mark=key_node.start_mark)
-            key = self.construct_object(key_node, deep=deep)
-            if key in seen:
-                raise yaml.MarkedYAMLError(problem=f"the key {key!r} is given twice", problem_mark=key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep=deep)
-
-    def construct_float(self, node):
-        return _Number(self.construct_yaml_float(node), str(node.value))
-
-
-class _Dumper(yaml.SafeDumper):
-    """YAML's safe writer, with quotes around all text that `_Loader`, too, would take for something else."""
+    return yaml_mapping(path, "config")
 
 
 def written_keys(values: Mapping[str, Any]) -> str:
     """The YAML text that `read_yaml` reads back as these values."""
-    return yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False)
-
-
-_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_float)
-for _kind, _pattern, _first in (
-    ("bool", "^(true|True|false|False)$", "tTfF"),
-    ("int", "^(0|-?[1-9][0-9]{0,999})$", "-0123456789"),
-    ("float", r"^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$", "-+.0123456789"),
-    ("float", r"^([-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$", "-+."),
-):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(_pattern), list(_first))
-    _Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(_pattern), list(_first))
-
-
-def _loaded(text: str) -> Any:
-    """The value of a YAML text.
-
-    Raises:
-        yaml.YAMLError: it is none.
-    """
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except RecursionError:
-        raise yaml.YAMLError("nested too deeply") from None
-    except (ValueError, TypeError, LookupError, AttributeError) as error:  # `!!int x`
-        raise yaml.YAMLError("a value does not fit its tag") from error
+    return yaml_lines(values)
 
 
 def read_flags(arguments: list[str]) -> dict[str, Any]:
@@ -140,10 +56,10 @@ def read_flags(arguments: list[str]) -> dict[str, Any]:
             name, equals, value = argument[2:].partition("=")
             key = name.replace("-", "_")
             if key in values:
-                raise InputError(f"flag --{name} is given twice")
+                raise InputError(f"flag --{name[:LONGEST_NAME]} is given twice")
             values[key] = [value] if equals else []
         elif key is None:
-            raise InputError(f"expected a flag (--key value), got {argument!r}")
+            raise InputError(f"expected a flag (--key value), got {shortened(argument)}")
         else:
             values[key].append(argument)
     return {key: _flag_value(key, words) for key, words in values.items()}
@@ -152,8 +68,11 @@ def read_flags(arguments: list[str]) -> dict[str, Any]:
 def _flag_value(key: str, words: list[str]) -> Any:
     try:
         parsed = [_word_value(word) for word in words]
-    except yaml.YAMLError as error:
-        raise InputError(f"flag --{key} has a value that cannot be read: {' '.join(words)!r}") from error
+    except YamlError as error:
+        shown = shortened(" ".join(words))
+        raise InputError(
+            f"flag --{key[:LONGEST_NAME]} has a value that cannot be read: {shown} ({error.problem})"
+        ) from error
     return True if not parsed else parsed[0] if len(parsed) == 1 else parsed
 
 
@@ -161,11 +80,9 @@ def _word_value(word: str) -> Any:
     """A number, true, false, null, a quoted text, `[…]` or `{…}`; any other word is itself, whatever YAML says."""
     written_as_yaml = word[:1] in ("'", '"', "[", "{", "!")
     try:
-        value = _loaded(word)
-    except yaml.reader.ReaderError:  # a character that no file could hold
-        raise
-    except yaml.YAMLError:
-        if written_as_yaml:
+        value = yaml_value(word)
+    except YamlError as error:
+        if written_as_yaml or error.unprintable:
             raise
         return word
     is_none = value is None and word.lower() in ("null", "~")
@@ -188,21 +105,22 @@ def checked_keys(
     """
     checked = {}
     for given, value in values.items():
+        name = given if given.isprintable() and len(given) <= LONGEST_NAME else shortened(given)
         key = ALIASES.get(given, given)
         if given in GONE:
-            raise InputError(f"{origin}{now_written(given, value)}")
+            raise InputError(f"{origin}{now_written(given, value)[:LONGEST_ADVICE]}")
         if key not in known:
-            raise InputError(f"{origin}{given} is not known{did_you_mean(given, [*beside, *known, *ALIASES])}")
+            raise InputError(f"{origin}{name} is not known{did_you_mean(name, [*beside, *known, *ALIASES])}")
         if value is None and given in DATA_SPELLINGS:
             continue
         if key in checked:
             raise InputError(
-                f"{origin}{given} is given twice, under another name: give either {_spellings(key, values)}"
+                f"{origin}{name} is given twice, under another name: give either {_spellings(key, values)}"
             )
         try:
             checked[key] = converted(value, known[key])
         except ValueError:
-            raise InputError(f"{origin}{given} must be {type_in_words(known[key])}, got {shortened(value)}") from None
+            raise InputError(f"{origin}{name} must be {type_in_words(known[key])}, got {shortened(value)}") from None
         if given in DATA_SPELLINGS:
             checked[key] = data_term(checked[key])
     return checked
@@ -241,27 +159,19 @@ def _holds(kind: type, *values: Any) -> bool:
     return any(isinstance(item, kind) for value in values for item in (value if isinstance(value, list) else [value]))
 
 
-def _ordinary(result: Any) -> Any:
-    """Refuse what no setting can use, NaN and whole numbers beyond 64 bits, and what a file cannot hold: objects."""
-    if dataclasses.is_dataclass(result):
+def _ordinary(value: Any, depth: int = 0) -> Any:
+    """Refuse, on any level, what no setting can use (NaN, whole numbers beyond 64 bits) and what a file cannot hold."""
+    if dataclasses.is_dataclass(value) or depth > MOST_DEPTH:  # an alias of what it is in has no end
         raise ValueError
-    for item in result if isinstance(result, list) else [result]:
-        if isinstance(item, float) and math.isnan(item):
-            raise ValueError
-        if isinstance(item, int) and not -(2**63) <= item < 2**63:
-            raise ValueError
-    try:
-        return _without_spelling(result)
-    except RecursionError:  # an alias of what it is in
-        raise ValueError from None
-
-
-def _without_spelling(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _without_spelling(item) for key, item in value.items()}
+        return {key: _ordinary(item, depth + 1) for key, item in value.items()}
     if isinstance(value, list):
-        return [_without_spelling(item) for item in value]
-    return float(value) if isinstance(value, _Number) else value
+        return [_ordinary(item, depth + 1) for item in value]
+    if isinstance(value, float) and math.isnan(value):
+        raise ValueError
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError
+    return float(value) if isinstance(value, Number) else value
 
 
 def type_in_words(hint: Any) -> str:

@@ -17,15 +17,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-import yaml
-
 from equipoise.errors import InputError
+from equipoise.inputs.yaml_text import Number, YamlError, yaml_value, yaml_word
 from equipoise.tasks.datasets import one_line, shortened
 
 _QUOTED = re.compile(r"""(?<=[:=])('(?:[^']|'')*'|"(?:[^"\\]|\\.)*")(?=\s*(?:$|[?&]|\s\+\s))""", re.DOTALL)
 """Quotes around a whole name after its prefix, or around a whole value."""
 
-_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 _MASK = re.compile("\0(\\d+)\0")
 _WEIGHT = re.compile(r"^\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*\*\s*(.*)$", re.DOTALL)
 
@@ -107,12 +105,10 @@ def _value(label: str, piece: str, text: str) -> Any:
     if text[:1] == "'" == text[-1:] and len(text) > 1:
         return text[1:-1].replace("''", "'")  # as YAML, but a line break stays one
     try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that there is not, as 2026-02-30
-        raise InputError(f"{label}: {piece} cannot be read, got {shortened(text)}") from error
-    if isinstance(value, str) and text[:1] not in "'\"" and _EXPONENT.fullmatch(value):
-        return float(value)  # YAML reads 1e-3 as a string
-    return value
+        value = yaml_value(text)
+    except YamlError as error:
+        raise InputError(f"{label}: {piece} cannot be read, got {shortened(text)} ({error.problem})") from error
+    return float(value) if isinstance(value, Number) else value
 
 
 def written(term: Term) -> str:
@@ -126,7 +122,7 @@ def written(term: Term) -> str:
 def _written_value(value: Any) -> str:
     if isinstance(value, str):
         return value if _is_plain(value) and _value("", "", value) == value else _quoted(value)
-    return yaml.safe_dump(value, default_flow_style=True, width=math.inf).removesuffix("\n...\n").strip()
+    return yaml_word(value)
 
 
 def _is_plain(text: str) -> bool:

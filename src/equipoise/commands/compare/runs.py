@@ -9,13 +9,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from equipoise.commands.compare.study import Study, StudyRun
 from equipoise.commands.side_by_side import Job, train_or_continue, work
 from equipoise.diagnostics.run_folder import MODEL_FOLDER, checkpoint_folders, latest_checkpoint
 from equipoise.errors import InputError
 from equipoise.files import write_at_once
+from equipoise.inputs.yaml_text import yaml_lines, yaml_mapping, yaml_value
 
 
 def carry_out(study: Study, output: Path, *, num_jobs: int) -> dict[StudyRun, str]:
@@ -75,7 +74,7 @@ def _check_interrupted(run: StudyRun, output: Path) -> None:
 
 def _check_settings(run: StudyRun, folder: Path, state: str) -> None:
     path, wanted = _settings_file(folder), _settings(run)
-    made_with: dict[str, Any] = yaml.safe_load(path.read_text()) if path.exists() else {}
+    made_with = yaml_mapping(path, "") if path.exists() else {}
     different = sorted(k for k in {*made_with, *wanted} if made_with.get(k) != wanted.get(k))
     if different:
         raise InputError(
@@ -91,7 +90,7 @@ def _settings_file(folder: Path) -> Path:
 
 def _settings(run: StudyRun) -> dict[str, Any]:
     """All that makes the run what it is, as it comes back from YAML."""
-    return yaml.safe_load(yaml.safe_dump(run.keys | {"warm_start_steps": run.warm_start_steps}))
+    return yaml_value(yaml_lines(run.keys | {"warm_start_steps": run.warm_start_steps}))
 
 
 def _warm_start_job(run: StudyRun, base: Path) -> Job:
@@ -120,7 +119,7 @@ def _warm_start(folder: Path, task: str, seed: int, steps: int | None) -> None:
 
 
 def _train(folder: Path, values: dict[str, Any], settings: dict[str, Any]) -> None:
-    text = yaml.safe_dump(settings, sort_keys=False)
+    text = yaml_lines(settings)
     train_or_continue(folder, values, begin=lambda: write_at_once(_settings_file(folder), text))
     for checkpoint in checkpoint_folders(folder):  # a finished run needs none, and a study has hundreds of runs
         shutil.rmtree(checkpoint)

@@ -4,7 +4,7 @@ They are written by `TokenRecorder`, in any training loop, and read by `read_rec
 without this package. The columns, their units and what they mean: `COLUMNS`, and docs/token_records.md.
 """
 
-from equipoise.diagnostics.records.reader import RecordFiles, read_records, record_files
+from equipoise.diagnostics.records.reader import RecordFile, RecordFiles, read_records, record_files
 from equipoise.diagnostics.records.schema import COLUMNS, SCHEMA_VERSION, Column, RecordsError
 from equipoise.diagnostics.records.writer import TokenRecorder, drop_after
 
@@ -12,6 +12,7 @@ __all__ = [
     "COLUMNS",
     "SCHEMA_VERSION",
     "Column",
+    "RecordFile",
     "RecordFiles",
     "RecordsError",
     "TokenRecorder",

@@ -1,11 +1,12 @@
 """The columns of a token record, and how a Parquet file says that it holds some."""
 
 import json
+import re
 from typing import NamedTuple
 
 import pyarrow as pa
 
-from equipoise.errors import InputError
+from equipoise.errors import InputError, shortened
 
 SCHEMA_VERSION = 1
 """Raised when a column changes its meaning or goes away; a new column alone does not raise it."""
@@ -89,18 +90,40 @@ def arrow_schema() -> pa.Schema:
     return pa.schema([(name, column.type) for name, column in COLUMNS.items()], metadata=metadata)
 
 
-def check_version(schema: pa.Schema, path: object) -> None:
-    """Accept a file of this schema version or an older one.
+def check_schema(schema: pa.Schema, path: object) -> None:
+    """Accept a file of this schema version or an older one, with the columns that every record has.
 
     Raises:
-        RecordsError: no token records, or of a newer version.
+        RecordsError: no token records, of a newer version, or a column that is missing or of another type.
     """
     metadata = schema.metadata or {}
     if metadata.get(_KIND) != b"token_records":
         raise RecordsError(f"{path} holds no token records of equipoise")
-    version = int(metadata[_VERSION])
-    if version > SCHEMA_VERSION:
+    version = metadata.get(_VERSION, b"none")
+    if not re.fullmatch(rb"[0-9]{1,6}", version):
+        raise RecordsError(f"{path}: the schema version must be a whole number, got {shortened(version)}")
+    if int(version) > SCHEMA_VERSION:
         raise RecordsError(
-            f"{path} has token records of schema version {version}; this equipoise reads versions up to "
+            f"{path} has token records of schema version {int(version)}; this equipoise reads versions up to "
             f"{SCHEMA_VERSION}: update it"
         )
+    for name, column in COLUMNS.items():
+        found = schema.names.count(name)
+        if found > 1 or (found == 0 and column.required):
+            raise RecordsError(f"{path} must have the column {name} once, got it {found} times")
+        if found and not _fits(schema.field(name).type, column.type):
+            raise RecordsError(f"{path}: column {name} must be {column.type}, got {schema.field(name).type}")
+
+
+def _fits(found: pa.DataType, wanted: pa.DataType) -> bool:
+    """Whether values of a type are of the kind that a column has, if perhaps wider."""
+    if pa.types.is_dictionary(found):
+        found = found.value_type
+    if pa.types.is_dictionary(wanted):
+        wanted = wanted.value_type
+    kinds = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, _is_text)
+    return pa.types.is_null(found) or any(is_kind(found) and is_kind(wanted) for is_kind in kinds)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)

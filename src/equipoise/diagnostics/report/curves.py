@@ -30,6 +30,12 @@ METRICS = {
     "ratio_tail_fraction": "equipoise/ratio_tail_fraction",
     "staleness": "equipoise/staleness",
 }
+MOST_ESTIMATES = 40
+"""Kinds of held-out estimates (greedy, pass@8, …) of a run."""
+
+MOST_PAIRS = 2000
+"""Updates of the scatter of predicted and realised changes, evenly spaced."""
+
 WITHOUT_INACTIVE = {"bounds_low", "bounds_high", "share_before", "share_after"}
 """Curves that leave out updates in which no bound changes anything: the policy has not moved since the rollout."""
 
@@ -64,17 +70,17 @@ def run_curves(source: Source) -> dict[str, dict[str, list]]:
             x, y = x[keep], y[keep]
         if len(x):
             x, y = thinned(x, y)
-            curves[name] = {"x": _numbers(x), "y": _numbers(y)}
+            curves[name] = {"x": _updates(x), "y": _numbers(y)}
     return curves
 
 
-def thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def thinned(*columns: np.ndarray) -> tuple[np.ndarray, ...]:
     """At most `MOST_POINTS` points: means over stretches of equally many, at their mean update."""
-    if len(x) <= MOST_POINTS:
-        return x, y
-    parts = np.linspace(0, len(x), MOST_POINTS + 1).astype(int)
+    if len(columns[0]) <= MOST_POINTS:
+        return columns
+    parts = np.linspace(0, len(columns[0]), MOST_POINTS + 1).astype(int)
     counts = np.diff(parts)
-    return np.add.reduceat(x, parts[:-1]) / counts, np.add.reduceat(y, parts[:-1]) / counts
+    return tuple(np.add.reduceat(column, parts[:-1]) / counts for column in columns)
 
 
 def evaluation_curves(source: Source) -> dict[str, dict[str, list]]:
@@ -83,14 +89,15 @@ def evaluation_curves(source: Source) -> dict[str, dict[str, list]]:
     for evaluation in source.record.evaluations:
         for family, label in (("pass_at", "pass@{}"), ("distinct_correct_at", "distinct correct of {}")):
             for k in evaluation.get(family) or {}:
-                paths[family, k] = label.format(k)
+                if len(paths) < MOST_ESTIMATES:
+                    paths[family, k] = label.format(k)
     curves = {}
     for path, label in paths.items():
         if label == "distinct correct of 1":
             continue  # that is pass@1
-        x, mean, low, high = source.record.evaluation_curve(*path)
+        x, mean, low, high = thinned(*source.record.evaluation_curve(*path))
         if len(x):
-            curves[label] = {"x": _numbers(x), "y": _numbers(mean), "low": _numbers(low), "high": _numbers(high)}
+            curves[label] = {"x": _updates(x), "y": _numbers(mean), "low": _numbers(low), "high": _numbers(high)}
     return curves
 
 
@@ -137,16 +144,22 @@ def predicted_and_realised(source: Source) -> dict[str, Any] | None:
         pairs.append((update, net, then - now))
     if len(pairs) < 8:
         return None
-    update, x, y = np.array(pairs).T
-    varies = x.std() > 0 and y.std() > 0
+    update, x, y = np.array(pairs, dtype=float).T
+    shown = np.linspace(0, len(x) - 1, min(len(x), MOST_PAIRS)).round().astype(int)
     return {
-        "update": _numbers(update),
-        "x": _numbers(x),
-        "y": _numbers(y),
-        "correlation": float(np.corrcoef(x, y)[0, 1]) if varies else None,
+        "update": _updates(update[shown]),
+        "x": _numbers(x[shown]),
+        "y": _numbers(y[shown]),
+        "correlation": _correlation(x, y),
         "same_sign": float((np.sign(x) == np.sign(y)).mean()),
         "bins": _binned(x, y),
     }
+
+
+def _correlation(x: np.ndarray, y: np.ndarray) -> float | None:
+    with np.errstate(all="ignore"):  # of values so small that their squares vanish there is none
+        correlation = float(np.corrcoef(x, y)[0, 1]) if x.std() > 0 and y.std() > 0 else math.nan
+    return correlation if math.isfinite(correlation) else None
 
 
 def _weight(row: dict[str, Any], branch: str) -> float:
@@ -166,6 +179,11 @@ def _binned(x: np.ndarray, y: np.ndarray, count: int = 10) -> dict[str, list]:
         "y": _numbers([y[part].mean() for part in parts]),
         "error": _numbers(error),
     }
+
+
+def _updates(values: np.ndarray) -> list[float]:
+    """Updates, and means of some, without losing which they are."""
+    return [round(v, 3) for v in values.tolist()]
 
 
 def _numbers(values: Any) -> list[float]:

@@ -6,16 +6,31 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import equipoise
 from equipoise.diagnostics.report import tokens as token_sums
 from equipoise.diagnostics.report.curves import bands, evaluation_curves, groups_of, predicted_and_realised, run_curves
+from equipoise.diagnostics.report.page_bounds import bounded_rollouts, bounded_text, bounded_texts, first_notes
 from equipoise.diagnostics.report.rollouts import MOST_TOKENS_OF_A_ROLLOUT, sampled_rollouts
 from equipoise.diagnostics.report.sources import NOT_A_SETTING, Source, read_sources
+from equipoise.diagnostics.run_folder import CONFIG_FILE, RESOLVED_FILE
+from equipoise.errors import shortened
+from equipoise.inputs.yaml_text import Number
 
 TOKEN_BUDGET = 60_000
 """Tokens of all rollouts that a page shows in full."""
 
 TOP_TOKENS = 25
+
+MOST_UPDATES = 1000
+"""Updates of the token records that a page lists, evenly spaced."""
+
+MOST_KEYS, LONGEST_KEY, LONGEST_VALUE = 500, 100, 300
+"""Of the settings of a run: how many, and the characters of each on the page."""
+
+MOST_OF_ENVIRONMENT = 60
+"""Versions and facts of the machine of a run."""
 
 Progress = Callable[[list], Iterator]
 
@@ -23,15 +38,18 @@ Progress = Callable[[list], Iterator]
 def report_data(folders: list[Path], *, title: str | None = None, progress: Progress = iter) -> dict[str, Any]:
     """The data of a report on these run folders.
 
+    What a page shows is bounded, whatever the folders hold, and what is cut is said among the gaps.
+
     Raises:
-        InputError: a folder that is no run, or records of a newer schema.
+        InputError: a folder that is no run.
     """
     sources = read_sources(folders)
     groups = groups_of(sources)
     curves = [run_curves(source) for source in sources]
     evaluations = [evaluation_curves(source) for source in sources]
     vocabulary: dict[str, int] = {}
-    budget = TOKEN_BUDGET // max(sum(bool(source.records.readable) for source in sources), 1)
+    num_recorded = max(sum(bool(source.records.readable) for source in sources), 1)
+    budget = TOKEN_BUDGET // num_recorded
     runs = []
     for source, run, evaluation in zip(sources, curves, evaluations, strict=True):
         runs.append(
@@ -43,21 +61,24 @@ def report_data(folders: list[Path], *, title: str | None = None, progress: Prog
                 "evaluation": evaluation,
                 "predicted": predicted_and_realised(source),
                 "records": _records(source, vocabulary, budget, progress),
-                "gaps": source.gaps,
             }
         )
+        bounded_rollouts(runs[-1]["records"], 1 / num_recorded, source.gaps)
+    settings = _settings(sources)
+    for source, run in zip(sources, runs, strict=True):
+        run["gaps"] = first_notes(source.gaps)
     for group in groups:
         members = group["runs"]
         group["bands"] = bands([curves[i] for i in members])
         group["evaluation"] = bands([evaluations[i] for i in members])
     return {
-        "title": title or " · ".join(group["name"] for group in groups),
+        "title": bounded_text(title or " · ".join(group["name"] for group in groups), LONGEST_VALUE),
         "written": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "version": equipoise.__version__,
         "groups": groups,
         "runs": runs,
-        "vocabulary": list(vocabulary),
-        "settings": _settings(sources),
+        "vocabulary": bounded_texts(list(vocabulary)),
+        "settings": settings,
         "warnings": _warnings(sources),
         "edges": {
             "log_probability": token_sums.LOG_PROBABILITY.round(6).tolist(),
@@ -71,6 +92,13 @@ def _records(source: Source, vocabulary: dict[str, int], budget: int, progress: 
     if not source.records.num_rows:
         return None
     total = token_sums.totals(source.records, progress)
+    source.gaps.extend(line.replace(f"{source.folder}/", "") for line in total.left_out)
+    if not total.updates:
+        return None
+    updates = sorted(total.updates)
+    if len(updates) > MOST_UPDATES:
+        source.gaps.append(f"{MOST_UPDATES:,} of the {len(updates):,} updates with token records are listed")
+        updates = [updates[i] for i in np.linspace(0, len(updates) - 1, MOST_UPDATES).round().astype(int)]
     rollouts = sampled_rollouts(source.records, total.segments, vocabulary, token_budget=budget)
     last_stale = max((i for i, row in enumerate(total.staleness) if row[0]), default=-1)
     return {
@@ -79,7 +107,7 @@ def _records(source: Source, vocabulary: dict[str, int], budget: int, progress: 
         "updates": [
             {"update": update}
             | dict(zip(token_sums.UPDATE_SUMS, (_short(v) for v in total.updates[update].tolist()), strict=True))
-            for update in sorted(total.updates)
+            for update in updates
         ],
         "map": {
             sign: {
@@ -91,7 +119,7 @@ def _records(source: Source, vocabulary: dict[str, int], budget: int, progress: 
         "ratios": {sign: counts.astype(int).tolist() for sign, counts in total.ratios.items()},
         "staleness": [_spread(row) for row in total.staleness[: last_stale + 1].tolist()],
         "top": {
-            branch: [{k: _short(v) if isinstance(v, float) else v for k, v in entry.items()} for entry in entries]
+            branch: [{k: v if isinstance(v, str) else _short(v) for k, v in entry.items()} for entry in entries]
             for branch, entries in total.tokens.top(TOP_TOKENS).items()
         },
         "rollouts": rollouts,
@@ -110,8 +138,9 @@ def _spread(row: list[float]) -> dict[str, float | None]:
 
 def _settings(sources: list[Source]) -> dict[str, Any]:
     """Settings that differ between runs first, then all; how each run was made."""
-    given = [source.given for source in sources]
-    in_force = [source.resolved | source.given for source in sources]
+    given = [_first_keys(source.given, CONFIG_FILE, source.gaps) for source in sources]
+    resolved = [_first_keys(source.resolved, RESOLVED_FILE, source.gaps) for source in sources]
+    in_force = [all_keys | own for all_keys, own in zip(resolved, given, strict=True)]
     keys = sorted(set().union(*in_force)) if in_force else []
     values = {key: [_text(run.get(key)) if run else None for run in in_force] for key in keys}
     differing = [key for key in keys if len(set(values[key])) > 1 and key not in ("output_dir", "run_name")]
@@ -124,15 +153,26 @@ def _settings(sources: list[Source]) -> dict[str, Any]:
     }
 
 
+def _first_keys(settings: dict[str, Any], file: str, gaps: list[str]) -> dict[str, Any]:
+    """As many keys as a page shows, each of a length that it shows."""
+    if len(settings) > MOST_KEYS:
+        gaps.append(f"{MOST_KEYS} of the {len(settings):,} keys of {file} are shown")
+    return {bounded_text(key, LONGEST_KEY): value for key, value in list(settings.items())[:MOST_KEYS]}
+
+
 def _environment(environment: dict[str, Any]) -> dict[str, str]:
-    versions = environment.get("versions") or {}
+    versions = environment.get("versions")
     names = ("seed", "device", "world_size", "threads", "machine", "python")
     shown = {name: environment[name] for name in names if name in environment}
-    return {k: str(v) for k, v in (shown | versions).items()}
+    shown |= versions if isinstance(versions, dict) else {"versions": versions} if versions else {}
+    return {bounded_text(k, LONGEST_KEY): _text(v) for k, v in list(shown.items())[:MOST_OF_ENVIRONMENT]}
 
 
 def _text(value: Any) -> str:
-    return "—" if value is None else value if isinstance(value, str) else str(value)
+    """A value as it is shown, of at most `LONGEST_VALUE` characters."""
+    if value is None or isinstance(value, str | Number):
+        return "—" if value is None else bounded_text(str(value), LONGEST_VALUE)
+    return shortened(value, LONGEST_VALUE)
 
 
 def _warnings(sources: list[Source]) -> list[str]:
@@ -141,9 +181,12 @@ def _warnings(sources: list[Source]) -> list[str]:
         tasks.setdefault(source.task or "a task that is not told", []).append(source.name)
     if len(tasks) < 2:
         return []
-    told = "; ".join(f"{', '.join(names)}: {task}" for task, names in tasks.items())
+    told = bounded_text("; ".join(f"{', '.join(names)}: {task}" for task, names in tasks.items()), 2 * LONGEST_VALUE)
     return [f"These runs are of different tasks, their rewards and evaluations do not compare ({told})."]
 
 
-def _short(value: float) -> float:
-    return float(f"{value:.5g}")
+def _short(value: float) -> float | int | None:
+    """Five significant digits; None for what is not known."""
+    if isinstance(value, int):
+        return value
+    return float(f"{value:.5g}") if math.isfinite(value) else None

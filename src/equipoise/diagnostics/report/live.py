@@ -1,13 +1,16 @@
 """The report of a run in progress: a local server that reads the run folders again when they have grown."""
 
+import sys
 import threading
 import time
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 from equipoise.diagnostics.report.data import report_data
 from equipoise.diagnostics.report.page import embedded, page
+from equipoise.diagnostics.report.page_bounds import LONGEST_NOTE, bounded_text
 from equipoise.diagnostics.run_folder import RECORDS_FOLDER
 from equipoise.errors import InputError
 
@@ -34,17 +37,17 @@ class LiveData:
         """The newest data.
 
         Raises:
-            InputError: the first time, when a folder is no run; later a label in the data says it.
+            InputError: the first time, when a folder is no run. Later a label in the data tells what failed.
         """
         with self._lock:
             state = _state(self.folders)
             if state != self._state and time.monotonic() - self._read >= self.seconds:
                 try:
                     self._data = report_data(self.folders, title=self.title)
-                except InputError as error:
+                except Exception as error:  # a page that is open stays open, and says what happened
                     if not self._data:
                         raise
-                    self._data["warnings"] = [str(error)]
+                    self._data["warnings"] = [_one_line(error)]
                 self._state, self._read = state, time.monotonic()
             return self._data
 
@@ -56,9 +59,24 @@ def _state(folders: list[Path]) -> tuple:
     for path in sorted(watched):
         try:
             sizes.append((str(path), path.stat().st_size))
-        except FileNotFoundError:  # a resumed run removes files
+        except OSError:  # a resumed run removes files
             continue
     return tuple(sizes)
+
+
+def _one_line(error: Exception) -> str:
+    text = bounded_text(" ".join(str(error).split()), LONGEST_NOTE)
+    return text if isinstance(error, InputError) else f"{type(error).__name__}: {text}"
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True  # a connection that somebody keeps open does not keep the program
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A connection that the other side gave up is no news; anything else is one line."""
+        error = sys.exc_info()[1]
+        if isinstance(error, Exception) and not isinstance(error, OSError):
+            print(f"equipoise: a request failed: {_one_line(error)}", file=sys.stderr)
 
 
 def serve(folders: list[Path], *, title: str | None = None, port: int = 8765, seconds: float = 10.0) -> None:
@@ -79,31 +97,40 @@ def live_server(folders: list[Path], *, title: str | None, port: int, seconds: f
     live.current()
 
     class Handler(BaseHTTPRequestHandler):
+        timeout = 60  # seconds that a connection may say nothing
+
         def do_GET(self) -> None:
             host = (self.headers.get("Host") or "").rsplit(":", 1)[0]
             if host not in (HOST, "localhost"):  # another site's name that was made to point here
                 self.send_error(403)
             elif self.path == "/":
-                self._answer(page(live.current(), refresh_seconds=seconds), "text/html")
+                self._answer(lambda: page(live.current(), refresh_seconds=seconds), "text/html")
             elif self.path.split("?")[0] == "/data.json":
-                self._answer(embedded(live.current()), "application/json")
+                self._answer(lambda: embedded(live.current()), "application/json")
             else:
                 self.send_error(404)
 
-        def _answer(self, text: str, kind: str) -> None:
-            body = text.encode()
-            self.send_response(200)
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def _answer(self, made: Callable[[], str], kind: str) -> None:
+            try:
+                status, body = 200, made().encode()
+            except Exception as error:
+                status, kind, body = 500, "text/plain", f"{_one_line(error)}\n".encode()
+            self.send_response(status)
             self.send_header("Content-Type", f"{kind}; charset=utf-8")
             self.send_header("Content-Length", str(len(body)))
             self.send_header("Cache-Control", "no-store")
             self.end_headers()
-            self.wfile.write(body)
+            if self.command != "HEAD":
+                self.wfile.write(body)
 
         def log_message(self, format: str, *args: Any) -> None:
             """Say nothing: a page that refreshes would fill the terminal."""
 
     try:
-        return ThreadingHTTPServer((HOST, port), Handler)
+        return _Server((HOST, port), Handler)
     except (OSError, OverflowError) as error:
         cause = getattr(error, "strerror", None) or error
         raise InputError(f"port {port} cannot be used: {cause}; choose another --port") from error

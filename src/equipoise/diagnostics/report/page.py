@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from equipoise.files import write_at_once, writing
 
 _ASSETS = files("equipoise.diagnostics.report") / "assets"
 SCRIPTS = ("base.js", "charts.js", "rollouts.js", "report.js")
+
+_UNSAFE = re.compile("[<>&\u2028\u2029\ud800-\udfff]")
+"""What could end the script element, and halves of characters, which UTF-8 does not have."""
 
 
 def write_report(
@@ -73,6 +77,4 @@ def page(data: dict[str, Any], *, refresh_seconds: float | None = None) -> str:
 def embedded(data: Any) -> str:
     """JSON that can stand inside a script element: no text of a token can end the element or begin a comment."""
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text
+    return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)

@@ -5,11 +5,17 @@ from typing import Any
 
 import numpy as np
 
-from equipoise.diagnostics.records import RecordFiles
-from equipoise.diagnostics.report.tokens import NEEDED, Rows, Segments, read_rows, row_groups
+from equipoise.diagnostics.records import RecordFiles, RecordsError
+from equipoise.diagnostics.report.rows import NEEDED, NO_VERSION, RowReader, Rows, row_groups
+from equipoise.diagnostics.report.tokens import Segments
 
 MOST_UPDATES = 24
 MOST_TOKENS_OF_A_ROLLOUT = 1500
+LEAST_COST = 20
+"""Tokens that a shorter rollout counts for: it has a prompt and numbers of its own."""
+
+SHOWN = ("token_id", "prompt", "old_logprob", "behavior_logprob")
+"""Columns of a rollout on the page beside those that are summed."""
 
 
 def sampled_rollouts(
@@ -24,7 +30,7 @@ def sampled_rollouts(
         files: the records.
         segments: where each rollout lies.
         vocabulary: text -> number, shared by all rollouts of a page; new texts are added.
-        token_budget: tokens of all rollouts together.
+        token_budget: tokens of all rollouts together; no rollout counts for less than `LEAST_COST`.
         seed: of the chance.
     """
     if not segments.pieces:
@@ -33,19 +39,34 @@ def sampled_rollouts(
     chosen = _chosen(table, token_budget, seed)
     wanted = np.isin(rollout, chosen)
     pieces = {name: values[wanted] for name, values in segments.table().items()}
-    number = rollout[wanted]
-    groups = {(f, g): path for f, g, path in row_groups(files)}
-    parts: dict[int, list[dict[str, Any]]] = {}
-    for place in sorted(set(zip(pieces["file"].tolist(), pieces["row_group"].tolist(), strict=True))):
-        rows = read_rows(groups[place], place[1], (*NEEDED, "token_id", "prompt", "old_logprob", "behavior_logprob"))
-        here = (pieces["file"] == place[0]) & (pieces["row_group"] == place[1])
-        for piece in np.flatnonzero(here).tolist():
-            span = slice(int(pieces["start"][piece]), int(pieces["end"][piece]))
-            parts.setdefault(int(number[piece]), []).append(_columns(rows, span, vocabulary))
+    parts = _parts(files, pieces, rollout[wanted], vocabulary)
     return [
         _rollout(parts[i], change=float(table["change"][i]), expanding=float(table["expanding"][i]))
         for i in chosen.tolist()
+        if i in parts
     ]
+
+
+def _parts(
+    files: RecordFiles, pieces: dict[str, np.ndarray], number: np.ndarray, vocabulary: dict[str, int]
+) -> dict[int, list[dict[str, Any]]]:
+    """The rows of each rollout's pieces. A file may have been replaced since: a piece that is gone is passed over."""
+    paths = {(file, group): path for file, group, path in row_groups(files)}
+    parts: dict[int, list[dict[str, Any]]] = {}
+    by_place: dict[tuple[int, int], list[int]] = {}
+    for piece, place in enumerate(zip(pieces["file"].tolist(), pieces["row_group"].tolist(), strict=True)):
+        by_place.setdefault(place, []).append(piece)
+    with RowReader() as reader:
+        for place in sorted(by_place):
+            try:
+                rows = reader.rows(paths[place], place[1], (*NEEDED, *SHOWN))
+            except RecordsError:
+                continue
+            for piece in by_place[place]:
+                start, end = int(pieces["start"][piece]), int(pieces["end"][piece])
+                if end <= len(rows) and rows["update"][start] == pieces["update"][piece]:
+                    parts.setdefault(int(number[piece]), []).append(_columns(rows, slice(start, end), vocabulary))
+    return parts
 
 
 def _merged(pieces: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -70,23 +91,34 @@ def _chosen(table: dict[str, np.ndarray], token_budget: int, seed: int) -> np.nd
     if len(updates) > MOST_UPDATES:
         updates = updates[np.linspace(0, len(updates) - 1, MOST_UPDATES).round().astype(int)]
     shown = np.minimum(table["tokens"], MOST_TOKENS_OF_A_ROLLOUT)
-    quota = max(int(token_budget / max(shown.mean(), 1) / len(updates)), 2)
+    shown = np.maximum(shown, LEAST_COST)
+    budget = token_budget / len(updates)
+    quota = max(int(budget / shown.mean()), 2)
     generator = np.random.default_rng(seed)
     chosen: list[np.ndarray] = []
     for update in updates:
         members = np.flatnonzero(table["update"] == update)
         moved = members[np.argsort(-np.abs(table["change"][members]), kind="stable")]
-        most, rest = moved[: (quota + 1) // 2], moved[(quota + 1) // 2 :]
+        most = _within(moved[: (quota + 1) // 2], shown, budget)
+        rest = moved[len(most) :]
         again = rest[np.isin(table["sample"][rest], table["sample"][np.concatenate([np.zeros(0, int), *chosen])])]
         again = again[: quota // 4]
         others = np.setdiff1d(rest, again)
         spare = min(quota - len(most) - len(again), len(others))
-        chosen.append(np.concatenate([most, again, generator.choice(others, max(spare, 0), replace=False)]))
+        by_chance = np.concatenate([again, generator.choice(others, max(spare, 0), replace=False)])
+        chosen.append(np.concatenate([most, _within(by_chance, shown, budget)]))
     return np.concatenate(chosen)
+
+
+def _within(rollouts: np.ndarray, shown: np.ndarray, budget: float) -> np.ndarray:
+    """The first of these rollouts, as many as the tokens of one update allow; one at least."""
+    fitting = int((np.cumsum(shown[rollouts]) <= budget).sum())
+    return rollouts[: max(fitting, 1)]
 
 
 def _columns(rows: Rows, span: slice, vocabulary: dict[str, int]) -> dict[str, Any]:
     columns = {name: values[span] for name, values in rows.columns.items()}
+    columns["weight"] = rows.weight[span]
     columns["token"] = np.array([vocabulary.setdefault(rows.texts[i], len(vocabulary)) for i in columns["token"]])
     return columns
 
@@ -101,8 +133,7 @@ def _rollout(parts: list[dict[str, Any]], change: float, expanding: float) -> di
     chosen, trained = columns["action_mask"], columns["loss_mask"]
     state = np.select([~chosen, ~trained, columns["clipped_low"], columns["clipped_high"]], [4, 3, 1, 2], 0)
     advantage = columns["advantage"]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        weight = np.where(advantage != 0, columns["reweighted_advantage"] / advantage, 1.0)
+    weight = columns["weight"]
     version = columns["policy_version"]
     prompts = [text for text in columns["prompt"] if text is not None]
     return {
@@ -114,7 +145,7 @@ def _rollout(parts: list[dict[str, Any]], change: float, expanding: float) -> di
         "tokens": tokens,
         "change": _digits([change])[0],
         "expanding": _digits([expanding])[0],
-        "version": _shared(np.where(version == 2**30, np.nan, version)),
+        "version": _shared(np.where(version == NO_VERSION, np.nan, version)),
         "position": int(columns["position"][0]),
         "t": columns["token"].tolist(),
         "id": columns["token_id"].tolist(),

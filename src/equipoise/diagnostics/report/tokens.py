@@ -2,20 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from equipoise.diagnostics.records import RecordFiles
-from equipoise.polarity import surviving_change
-
-NEEDED = (
-    "update", "sample", "group", "position", "token", "policy_version", "logprob", "ratio", "entropy", "polarity",
-    "advantage", "reweighted_advantage", "clipped_low", "clipped_high", "action_mask", "loss_mask", "reward",
-)  # fmt: skip
+from equipoise.diagnostics.records import RecordFiles, RecordsError
+from equipoise.diagnostics.report.rows import RowReader, Rows, row_groups
 
 LOG_PROBABILITY = np.linspace(-4, 0, 41)  # decimal: probabilities from 1e-4
 ENTROPY = np.linspace(0, 3, 31)  # nats
@@ -27,26 +19,6 @@ UPDATE_SUMS = (
     "clipped_low", "clipped_high", "expanding_positive", "expanding_negative", "contracting_positive",
     "contracting_negative", "reweighted_expanding", "reweighted_contracting", "probability",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Rows:
-    """A row group as arrays.
-
-    Attributes:
-        change: predicted entropy change m rho A T of each token per unit step, nats: 0 where it is clipped or carries
-            no loss.
-    """
-
-    columns: dict[str, np.ndarray]
-    texts: list[str]
-    change: np.ndarray
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self.columns[name]
-
-    def __len__(self) -> int:
-        return len(self.change)
 
 
 @dataclass
@@ -84,9 +56,14 @@ class Segments:
 
 
 class Totals:
-    """Sums over all token records of a run."""
+    """Sums over all token records of a run; a sum of a value that some token does not have is NaN.
+
+    Attributes:
+        left_out: one line for each thing in the files that could not be used.
+    """
 
     def __init__(self):
+        self.left_out: list[str] = []
         self.num_tokens = 0
         self.updates: dict[int, np.ndarray] = {}
         shape = (len(LOG_PROBABILITY) - 1, len(ENTROPY) - 1)
@@ -112,8 +89,7 @@ class Totals:
     def _add_updates(self, rows: Rows, chosen: np.ndarray) -> None:
         updates, index = np.unique(rows["update"], return_inverse=True)
         change, advantage = rows.change, rows["advantage"]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            weight = np.where(advantage != 0, rows["reweighted_advantage"] / advantage, 1.0)
+        weight = rows.weight
         reweighted = change * weight
         first = rows["position"] == 0
         values = {
@@ -121,7 +97,7 @@ class Totals:
             "samples": first,
             "positive_samples": first & (advantage > 0),
             "negative_samples": first & (advantage < 0),
-            "reward": np.where(first, np.nan_to_num(rows["reward"]), 0),
+            "reward": np.where(first, rows["reward"], 0),
             "entropy": np.where(chosen, rows["entropy"], 0),
             "ratio": np.where(chosen, rows["ratio"], 0),
             "ratio_square": np.where(chosen, rows["ratio"] ** 2, 0),
@@ -133,7 +109,7 @@ class Totals:
             "contracting_negative": np.where(advantage < 0, np.maximum(-change, 0), 0),
             "reweighted_expanding": np.maximum(reweighted, 0),
             "reweighted_contracting": np.maximum(-reweighted, 0),
-            "probability": np.where(chosen, np.exp(rows["logprob"]), 0),
+            "probability": np.where(chosen, rows.probability, 0),
         }
         sums = np.stack([np.bincount(index, weights=values[name], minlength=len(updates)) for name in UPDATE_SUMS])
         for update, column in zip(updates.tolist(), sums.T, strict=True):
@@ -141,7 +117,7 @@ class Totals:
 
     def _add_map(self, rows: Rows) -> None:
         for sign, mask in (("positive", rows["advantage"] > 0), ("negative", rows["advantage"] < 0)):
-            mask = mask & rows["loss_mask"]
+            mask = mask & rows["loss_mask"] & np.isfinite(rows["logprob"]) & np.isfinite(rows["entropy"])
             x = np.clip(rows["logprob"][mask] / np.log(10), LOG_PROBABILITY[0], -1e-9)
             y = np.clip(rows["entropy"][mask], 0, ENTROPY[-1] - 1e-9)
             place = _bins(x, LOG_PROBABILITY) * (len(ENTROPY) - 1) + _bins(y, ENTROPY)
@@ -176,11 +152,11 @@ class _TokenTable:
 
     def add(self, rows: Rows, chosen: np.ndarray) -> None:
         places = np.array([self.places.setdefault(t, len(self.places)) for t in rows.texts], dtype=np.int64)
-        index = places[rows["token"]] if len(places) else np.zeros(len(rows), np.int64)
+        index = places[rows["token"]]
         size = len(self.places)
         if self.sums.shape[1] < size:
             self.sums = np.pad(self.sums, ((0, 0), (0, size - self.sums.shape[1])))
-        values = (None, rows.change, np.abs(rows.change), rows["entropy"], np.exp(rows["logprob"]))
+        values = (None, rows.change, np.abs(rows.change), rows["entropy"], rows.probability)
         for row, weights in enumerate(values):
             part = None if weights is None else weights[chosen]
             self.sums[row] += np.bincount(index[chosen], weights=part, minlength=size)
@@ -210,47 +186,23 @@ class _TokenTable:
         }
 
 
-def row_groups(files: RecordFiles) -> list[tuple[int, int, Path]]:
-    """(file, row group, path) of everything that can be read."""
-    places = []
-    for number, path in enumerate(files.readable):
-        with pq.ParquetFile(path) as file:
-            places += [(number, group, path) for group in range(file.num_row_groups)]
-    return places
-
-
-def read_rows(path: Path, group: int, columns: tuple[str, ...] = NEEDED) -> Rows:
-    """The rows of a row group; what was not recorded is NaN, False, −1, or for the policy version far in the future."""
-    with pq.ParquetFile(path, read_dictionary=["run", "token"]) as file:
-        table = file.read_row_group(group, columns=list(columns)).combine_chunks()
-    arrays = {name: _array(table[name].combine_chunks(), name) for name in columns if name not in ("token", "prompt")}
-    token = table["token"].combine_chunks()
-    arrays["token"] = token.indices.to_numpy(zero_copy_only=False)
-    if "prompt" in columns:
-        arrays["prompt"] = np.array(table["prompt"].to_pylist(), dtype=object)
-    passes = arrays["loss_mask"] & ~arrays["clipped_low"] & ~arrays["clipped_high"]
-    ratio = np.where(np.isnan(arrays["ratio"]), 1.0, arrays["ratio"])
-    change = np.nan_to_num(surviving_change(arrays["polarity"], ratio, passes)) + 0.0  # 0, not -0, where m is 0
-    return Rows(arrays, token.dictionary.to_pylist(), change)
-
-
-def _array(values: pa.Array, name: str) -> np.ndarray:
-    if pa.types.is_boolean(values.type):
-        return values.fill_null(False).to_numpy(zero_copy_only=False)
-    if pa.types.is_integer(values.type):
-        missing = 2**30 if name == "policy_version" else -1
-        return values.fill_null(missing).to_numpy(zero_copy_only=False)
-    return values.to_numpy(zero_copy_only=False)
-
-
 def totals(files: RecordFiles, progress: Callable[[list], Iterator] = iter) -> Totals:
-    """The sums over all records of a run.
+    """The sums over all records of a run. A file that is damaged is left out from there on, and named.
 
     Args:
         files: to read.
         progress: wraps the list of row groups, to show how far it is.
     """
     result = Totals()
-    for number, group, path in progress(row_groups(files)):
-        result.add(read_rows(path, group), number, group)
+    damaged = set()
+    with RowReader() as reader:
+        for number, group, path in progress(row_groups(files)):
+            if number in damaged:
+                continue
+            try:
+                result.add(reader.rows(path, group), number, group)
+            except RecordsError as error:
+                damaged.add(number)
+                result.left_out.append(f"{error}; the file is left out from there on")
+        result.left_out += reader.left_out
     return result

@@ -7,12 +7,13 @@ const COLORINGS = {
   clipping: { label: "Clipping", kind: "state" },
   advantage: { label: "Advantage", kind: "diverging", of: (r, i) => at(r.A, i), low: "", high: "" },
   weight: { label: "Weight A′/A", kind: "diverging", of: (r, i) => Math.log2(Math.max(at(r.w, i), 1e-6)), low: "", high: "", shown: (v) => number(2 ** v, 2) },
-  probability: { label: "Probability", kind: "amount", of: (r, i) => Math.exp(at(r.lp, i)), low: "0", high: "" },
+  probability: { label: "Probability", kind: "amount", of: (r, i) => Math.exp(known(at(r.lp, i))), low: "0", high: "" },
 };
 const STATES = ["in the loss, not clipped", "clipped by the lower bound", "clipped by the upper bound", "carries no loss", "of an environment"];
 const STATE_CLASSES = ["", "low", "high", "unused", "environment"];
 const SORTS = { moved: "moved the entropy most", expanding: "expanding most", contracting: "contracting most", reward: "highest reward", length: "longest", update: "update" };
 const at = (column, i) => (Array.isArray(column) ? column[i] : column);
+const known = (value) => (value === null ? NaN : value); // in sums and powers null would be 0
 const rolloutsOf = (run) => (run === null || !DATA.runs[run] || !DATA.runs[run].records ? [] : DATA.runs[run].records.rollouts);
 const keyOf = (rollout) => rollout.update + "/" + rollout.sample;
 const textOf = (rollout) => rollout.t.map((t) => DATA.vocabulary[t]).join(" ");
@@ -39,8 +40,8 @@ function background(coloring, rollout, i, scale) {
 }
 
 function tokenNumbers(rollout, i) {
-  const lp = at(rollout.lp, i), old = rollout.old ? at(rollout.old, i) : lp, mu = rollout.mu ? at(rollout.mu, i) : old;
-  const A = at(rollout.A, i), w = at(rollout.w, i), P = at(rollout.P, i), ratio = at(rollout.r, i), state = at(rollout.c, i), version = at(rollout.version, i);
+  const lp = known(at(rollout.lp, i)), old = rollout.old ? known(at(rollout.old, i)) : lp, mu = rollout.mu ? known(at(rollout.mu, i)) : old;
+  const A = known(at(rollout.A, i)), w = known(at(rollout.w, i)), P = at(rollout.P, i), ratio = at(rollout.r, i), state = at(rollout.c, i), version = at(rollout.version, i);
   return [
     ["place · id", `${rollout.position + i} · ${rollout.id[i]}`],
     ["probability", `${number(Math.exp(lp))}  (log ${number(lp)})`],
@@ -202,13 +203,13 @@ function drawComparison() {
   const records = DATA.runs[run].records, rows = records.updates, of = (update) => rows.find((row) => row.update === update);
   const [a, b] = [of(first), of(second)];
   if (!a || !b) return place.replaceChildren(el("p", { class: "gap" }, "Two recorded updates are needed."));
-  const per = (row, name, total = "tokens") => row[name] / Math.max(row[total], 1);
+  const per = (row, name, total = "tokens") => known(row[name]) / Math.max(row[total], 1);
   const figures = [
     ["Tokens", (r) => r.tokens, number], ["Reward per sample", (r) => per(r, "reward", "samples"), number], ["Negative among samples with a signal", (r) => r.negative_samples / Math.max(r.negative_samples + r.positive_samples, 1), percent],
     ["Entropy, nats", (r) => per(r, "entropy"), number], ["Mean probability of the sampled token", (r) => per(r, "probability"), number],
     ["Expanding flow, A > 0", (r) => per(r, "expanding_positive"), number], ["Expanding flow, A < 0", (r) => per(r, "expanding_negative"), number],
     ["Contracting flow, A > 0", (r) => per(r, "contracting_positive"), number], ["Contracting flow, A < 0", (r) => per(r, "contracting_negative"), number],
-    ["Net flow after reweighting", (r) => (r.reweighted_expanding - r.reweighted_contracting) / Math.max(r.tokens, 1), signed],
+    ["Net flow after reweighting", (r) => (known(r.reweighted_expanding) - known(r.reweighted_contracting)) / Math.max(r.tokens, 1), signed],
     ["Ratio, standard deviation", (r) => Math.sqrt(Math.max(per(r, "ratio_square") - per(r, "ratio") ** 2, 0)), number], ["Clipped low", (r) => per(r, "clipped_low"), percent], ["Clipped high", (r) => per(r, "clipped_high"), percent],
   ];
   const table = el("div", { class: "wide" }, el("table", {}, el("thead", {}, el("tr", {}, ["All recorded tokens", `update ${first}`, `update ${second}`, "difference"].map((t) => el("th", { scope: "col" }, t)))),
