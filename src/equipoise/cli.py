@@ -93,8 +93,8 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(f"equipoise: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("\nequipoise: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"\nequipoise: interrupted{f'; {error}' if error.args else ''}", file=sys.stderr)
         return 130
 
 

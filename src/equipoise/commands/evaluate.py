@@ -19,7 +19,8 @@ from equipoise.diagnostics.run_folder import is_run_folder, model_of
 from equipoise.errors import InputError, require
 from equipoise.files import write_at_once
 from equipoise.models.evaluation import Evaluation
-from equipoise.models.loading import check_prompts, encoded_prompt, load_model, load_tokenizer, template_settings
+from equipoise.models.loading import load_model, load_tokenizer, template_settings
+from equipoise.models.prompts import encoded_prompts
 from equipoise.models.resumable_evaluation import SampleFile, data_fingerprint, evaluate_in_batches
 from equipoise.models.sampling import Sampler
 from equipoise.models.vllm_sampling import VllmSampler, vllm_engine
@@ -191,24 +192,20 @@ def _sample_files(number: int, name: str, benchmarks: list[HeldOut], options: Ev
     return files
 
 
-def _encoded(tokenizer: Any, data: HeldOut) -> list[list[int]]:
-    prompts = enumerate(data.dataset["prompt"], start=1)
-    return [encoded_prompt(tokenizer, prompt, row, data.template_kwargs) for row, prompt in prompts]
-
-
 def _evaluate(name: str, benchmarks: list[HeldOut], files: list, options: EvaluateOptions) -> dict[str, Evaluation]:
     """The evaluations of one model, which is loaded once."""
     tokenizer, sampling = load_tokenizer(model_of(name)), options.sampling
-    for data in benchmarks:
-        check_prompts(data.dataset, tokenizer, name, data.template_kwargs)
+    encoded = [
+        encoded_prompts(tokenizer, data.dataset["prompt"][:], data.template_kwargs, model=name) for data in benchmarks
+    ]
     sampler = _sampler(name, tokenizer, sampling)
     evaluations = {}
-    for data, file in zip(benchmarks, files, strict=True):
+    for data, prompt_ids, file in zip(benchmarks, encoded, files, strict=True):
         sampler.max_new_tokens = data.max_new_tokens
         evaluations[data.name] = evaluate_in_batches(
             sampler,
             data.dataset,
-            _encoded(tokenizer, data),
+            prompt_ids,
             data.reward,
             num_samples=sampling.samples,
             ks=sampling.k,

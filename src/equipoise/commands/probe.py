@@ -9,7 +9,7 @@ import csv
 import json
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -35,7 +35,8 @@ from equipoise.diagnostics.probe_figure import probe_figure
 from equipoise.diagnostics.run_folder import is_run_folder, model_of
 from equipoise.errors import InputError, require
 from equipoise.files import folder_at_once, writing
-from equipoise.models.loading import encoded_prompt, load_model, load_tokenizer, template_settings
+from equipoise.models.loading import load_model, load_tokenizer, template_settings
+from equipoise.models.prompts import encoded_prompts
 from equipoise.models.randomness import seeded
 from equipoise.models.sampling import Completion, Sampler, evaluation_mode, rewards_of
 from equipoise.models.statistics_head import add_statistics_head
@@ -136,10 +137,13 @@ def probe(options: ProbeOptions) -> dict[str, Any]:
     bar = progress_bar("probe", sampling.batches, "batch")
     with bar, evaluation_mode(model), seeded(sampling.seed):
         order = torch.randperm(len(task.train))[:needed].tolist()
+        prompts = task.train.select(order)["prompt"][:]
+        ids = encoded_prompts(tokenizer, prompts, told, model=options.model, rows=[row + 1 for row in order])
         for number in range(sampling.batches):
             bar.update(number - bar.n)
-            rows = task.train.select(order[number * sampling.prompts : (number + 1) * sampling.prompts])
-            rollout = _sample(sampler, _encoded(tokenizer, rows, told), rows, task, sampling)
+            part = slice(number * sampling.prompts, (number + 1) * sampling.prompts)
+            rows = task.train.select(order[part])
+            rollout = _sample(sampler, ids[part], rows, task, sampling)
             if not rollout.advantages.any():
                 continue  # no gradient
             tokens, summary = _probe_batch(model, rollout, options, number)
@@ -190,10 +194,6 @@ class _Rollout:
     completions: list[Completion]
     advantages: Tensor
     rewards: list[float]
-
-
-def _encoded(tokenizer: Any, rows: Dataset, told: Mapping[str, Any]) -> list[list[int]]:
-    return [encoded_prompt(tokenizer, prompt, row, told) for row, prompt in enumerate(rows["prompt"], start=1)]
 
 
 def _sample(sampler: Sampler, ids: list[list[int]], rows: Dataset, task: Task, sampling: ProbeSampling) -> _Rollout:

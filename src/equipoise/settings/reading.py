@@ -261,6 +261,8 @@ def _without_spelling(value: Any) -> Any:
         return {key: _without_spelling(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_without_spelling(item) for item in value]
+    if isinstance(value, enum.Enum):  # of the hosts: a file holds what they stand for
+        return value.value
     return float(value) if isinstance(value, _Number) else value
 
 

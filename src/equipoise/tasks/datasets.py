@@ -77,7 +77,10 @@ def with_column(dataset: Dataset, name: str, values: list) -> Dataset:
 
 def one_line(error: BaseException, limit: int = 300) -> str:
     """The type and message of an error on one line."""
-    text = " ".join(str(error).split())
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # of an exception class of the user's
+        text = ""
     return f"{type(error).__name__}: {text[:limit]}" if text else type(error).__name__
 
 

@@ -6,6 +6,9 @@ from typing import Any
 
 from datasets import Dataset, Features, Json, List
 
+MAX_LEVELS = 64
+"""Of lists and mappings within each other in a message."""
+
 KINDS = {str: "text", bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "a mapping"}
 
 
@@ -34,14 +37,13 @@ def _check_message(message: Any) -> None:
             raise ValueError(f'"{key}" of every chat message must be a non-empty string')
     for key, value in message.items():
         if not _is_storable(value):
-            raise ValueError(f'"{key}" of a chat message must hold finite numbers within 64 bits')
+            raise ValueError(f'"{key}" of a chat message must hold finite numbers within 64 bits, at most {MAX_LEVELS} levels deep')
 
 
-def _is_storable(value: Any) -> bool:
-    if isinstance(value, dict):
-        return all(map(_is_storable, value.values()))
-    if isinstance(value, list):
-        return all(map(_is_storable, value))
+def _is_storable(value: Any, levels: int = MAX_LEVELS) -> bool:
+    if isinstance(value, dict | list):
+        inner = value.values() if isinstance(value, dict) else value
+        return levels > 0 and all(_is_storable(item, levels - 1) for item in inner)
     if isinstance(value, int):
         return -(2**63) <= value < 2**63
     return not isinstance(value, float) or math.isfinite(value)

@@ -35,15 +35,17 @@ from equipoise.diagnostics.run_folder import (
     is_run_folder,
     latest_checkpoint,
 )
-from equipoise.errors import InputError
+from equipoise.errors import InputError, shortened
 from equipoise.files import PART, put, write_at_once
 from equipoise.models.evaluation import evaluate_policy
-from equipoise.models.loading import check_prompts, load_model, load_tokenizer, lora_config, template_settings
+from equipoise.models.loading import load_model, load_tokenizer, lora_config, template_settings
+from equipoise.models.prompts import check_prompts
 from equipoise.settings.reading import read_yaml, written_keys
 from equipoise.settings.run import RunSettings
 from equipoise.settings.task_loading import load_task
 from equipoise.tasks import RewardFunction, Task
 from equipoise.tasks.environments import EpisodeReward
+from equipoise.trl.beginning import Beginning
 from equipoise.trl.callbacks import HeldOutEvaluation, MetricsRecorder, ProgressBar
 from equipoise.trl.config import EquipoiseConfig
 from equipoise.trl.episodes import evaluate_episodes
@@ -61,6 +63,9 @@ RESUMABLE_CHANGES = {
     "dataloader_num_workers", "log_completions", "run_name", "record_tokens", "record_tokens_fraction",
 }  # fmt: skip
 
+
+DEFAULT_LENGTH = 512
+"""Up to which completions are not held against the positions of a model: defaults are not the user's doing."""
 
 OnModel: TypeAlias = Callable[..., Any]
 """`on_model(model, on_cpu=…)`: what a caller does with a loaded model before anything is computed with it."""
@@ -81,26 +86,49 @@ def train(
         InputError: anything the user can mend; nothing is left behind unless training had begun.
     """
     settings, config = build(values)
-    folder = Path(str(config.output_dir))
+    folder, beginning = Path(str(config.output_dir)), Beginning()
     created = _new_folder(folder)
     try:
-        trainer = _prepare(settings, config, extra_rewards, on_model)
+        trainer = _prepare(settings, config, extra_rewards, on_model, beginning)
         trainer.accelerator.wait_for_everyone()  # no process may find the settings of another in the folder
         if trainer.accelerator.is_main_process:
             _write_settings(folder, values, config)
         trainer.accelerator.wait_for_everyone()
-        trainer.train()
-    except BaseException:
+        with beginning.failing_in_one_line():
+            trainer.train()
+    except BaseException as error:
         if created and latest_checkpoint(folder) is None and not (folder / METRICS_FILE).exists():
             shutil.rmtree(folder, ignore_errors=True)
+        _say_what_is_left(error, folder)
         raise
     _finish(trainer, folder)
     return folder
 
 
+def _say_what_is_left(error: BaseException, folder: Path) -> None:
+    """Gives an interruption the words for what is left of the run, and whether it can go on."""
+    if isinstance(error, KeyboardInterrupt) and not error.args:
+        latest, lines = latest_checkpoint(folder), folder / METRICS_FILE
+        if latest is not None:
+            error.args = (f"{latest} is complete: continue with --resume {folder}",)
+        elif lines.exists():
+            error.args = (f"no checkpoint was complete: {folder} holds metrics, and cannot be resumed",)
+        else:
+            error.args = ("before the first update: nothing is kept",)
+
+
 def _new_folder(folder: Path) -> bool:
     """Make the run folder, or accept an empty one; returns whether it was made."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    try:
+        taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    except OSError as error:
+        raise InputError(f"run folder {shortened(str(folder))} cannot be made: {error.strerror}") from error
+    if taken and latest_checkpoint(folder) is None:
+        raise InputError(
+            f"run folder {folder} exists, without a complete checkpoint to resume from; remove it, or choose another "
+            "--output_dir"
+        )
+    if taken:
         raise InputError(
             f"run folder {folder} exists; continue it with --resume {folder}, or choose another --output_dir"
         )
@@ -139,8 +167,14 @@ def resume(folder: Path, changes: dict[str, Any], *, on_model: OnModel | None = 
     former = _former_defaults(folder, values, config)
     if former:
         settings, config = build(values | former)
-    trainer = _prepare(settings, config, (), on_model)
-    trainer.train(resume_from_checkpoint=True)
+    beginning = Beginning()
+    trainer = _prepare(settings, config, (), on_model, beginning)
+    try:
+        with beginning.failing_in_one_line():
+            trainer.train(resume_from_checkpoint=True)
+    except KeyboardInterrupt as error:
+        _say_what_is_left(error, folder)
+        raise
     _finish(trainer, folder)
     return folder
 
@@ -169,7 +203,11 @@ def run_settings(folder: Path) -> dict[str, Any]:
 
 
 def _prepare(
-    settings: RunSettings, config: EquipoiseConfig, extra_rewards: Sequence[RewardFunction], on_model: OnModel | None
+    settings: RunSettings,
+    config: EquipoiseConfig,
+    extra_rewards: Sequence[RewardFunction],
+    on_model: OnModel | None,
+    beginning: Beginning,
 ) -> EquipoiseTrainer:
     task = load_task(settings)
     _check_sizes(task.train, config, settings)
@@ -179,6 +217,7 @@ def _prepare(
         if prompts is not None:
             check_prompts(prompts, tokenizer, settings.model, config.chat_template_kwargs)
     model = _model(settings, config)
+    _check_length(model, config, settings.model)
     if on_model is not None:
         on_model(model, on_cpu=config.device.type == "cpu")
     arguments = {
@@ -191,12 +230,22 @@ def _prepare(
         "environment_factory": task.environment_factory,
     }
     try:
-        with _environments_silenced():
+        with _environments_silenced(), beginning.failing_in_one_line():
             trainer = EquipoiseTrainer(**arguments)
     except (ValueError, TypeError, ImportError, RuntimeError) as error:  # RuntimeError: a tracker is not installed
         raise InputError(" ".join(str(error).split())) from error
     _add_callbacks(trainer, settings, task)
+    trainer.add_callback(beginning)
     return trainer
+
+
+def _check_length(model: PreTrainedModel, config: EquipoiseConfig, name: str) -> None:
+    positions, length = getattr(model.config, "max_position_embeddings", None), config.max_completion_length
+    if isinstance(positions, int) and length is not None and length > max(positions, DEFAULT_LENGTH):
+        raise InputError(
+            f"max_completion_length must be <= {positions}, the positions that model {name} has "
+            f"(max_position_embeddings), got max_completion_length={length}"
+        )
 
 
 def _model(settings: RunSettings, config: EquipoiseConfig) -> PreTrainedModel:
