@@ -16,10 +16,8 @@ Each case runs in a process of its own, forked from one that has the libraries l
 """
 
 import argparse
-import contextlib
 import dataclasses
 import enum
-import io
 import json
 import os
 import random
@@ -36,7 +34,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-SECONDS = 40
+SECONDS = 30
 """For one case; a tiny training takes one or two."""
 
 MEMORY = 24 * 2**30
@@ -72,6 +70,9 @@ CONTEXT: dict[str, dict[str, Any]] = {
     "greater_is_better": {"load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps"},
 }
 """Beginning of a key -> the other keys under which it has an effect; the longest that fits counts."""
+
+SLOW = ("torch_compile", "torch_compile_backend", "torch_compile_mode")
+"""Keys that are not tried: compiling takes minutes."""
 
 BASE: dict[str, Any] = {
     "model": "model", "dataset": "data.jsonl", "eval_dataset": "held_out.jsonl", "reward": "judges:digits",
@@ -127,6 +128,8 @@ def all_cases() -> list[Case]:
     choices = {f.name: list(f.metadata.get("choices") or ()) for f in dataclasses.fields(EquipoiseConfig)}
     cases = []
     for key, hint in known_keys().items():
+        if key in SLOW:
+            continue
         written = dict.fromkeys(json.dumps(v) for v in [*values_of(hint, []), *choices.get(key, ())])
         cases += [Case(((key, json.loads(value)),)) for value in written]
     return cases
@@ -170,7 +173,7 @@ def prepare(folder: Path) -> None:
         rows = [{"prompt": f"{i}+{i + shift}=", "answer": str(2 * i + shift)} for i in range(16)]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "judges.py").write_text(REWARDS)
-    import equipoise.commands.train
+    import equipoise.commands.train  # noqa: F401
     from equipoise.models.loading import load_model
 
     load_model(str(folder / "model"), on_cpu=True)
@@ -236,7 +239,7 @@ def _watched(words: list[str], here: Path) -> int:
     prepare_inputs, train = EquipoiseTrainer._prepare_inputs, EquipoiseTrainer.train
 
     def prepared(self, *arguments):
-        note(begun=True)
+        note(begun=True, updates=self.state.global_step)
         return prepare_inputs(self, *arguments)
 
     def trained(self, *arguments, **named):
@@ -249,10 +252,10 @@ def _watched(words: list[str], here: Path) -> int:
 
 
 def judged(found: dict[str, Any]) -> str:
-    """"refused", "trained", or the kind of finding."""
+    """ "refused", "trained", or the kind of finding."""
     status = found["status"]
     if status == "hangs":
-        return "hangs"
+        return "trained" if found.get("updates", 0) > 2 else "hangs"
     if status == 0:
         return "trained" if found.get("updates") else "idle"
     if status != 2 or len(found["lines"]) != 1 or "Traceback" in found["end"]:
@@ -286,8 +289,8 @@ def main() -> int:
             kind = judged(found)
             counts[kind] = counts.get(kind, 0) + 1
             if options.all or kind not in ("refused", "trained"):
-                said = found["lines"][-1] if found["lines"] else found["end"].strip().splitlines()[-1:] 
-                print(f"{kind:8} {str(case)[:100]:60} {found['seconds']:.1f}s {str(said)[:300]}", flush=True)
+                said = found["lines"][-1] if found["lines"] else found["end"].strip().splitlines()[-1:]
+                print(f"{kind:8} {str(case)[:100]:60} {found['seconds']:.1f}s {str(said)[-250:]}", flush=True)
     print(counts)
     return int(any(kind not in ("refused", "trained") for kind in counts))
 

@@ -59,7 +59,7 @@ def test_a_template_that_does_not_end_is_given_up(limit, name):
 
 @pytest.mark.parametrize("name", TOO_LARGE)
 def test_a_template_that_explodes_is_given_up(limit, name):
-    with pytest.raises(InputError, match=r"^model m, row 1: the chat template (needs more memory|makes 15,000,000|did)"):
+    with pytest.raises(InputError, match=r"^model m, row 1: the chat template (needs|makes 15,000,000|did)"):
         encoded_prompts(with_template(TOO_LARGE[name]), [USER], model="m")
 
 

@@ -1,13 +1,15 @@
 """The shape of a model without its weights: from its folder, the recipes' own table, or the hub."""
 
 import copy
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import equipoise
 from equipoise.errors import InputError
+from equipoise.models.folders import CONFIG, checked_config
+from equipoise.paths import check_path
+from equipoise.tasks.datasets import one_line
 
 
 def recipe_folder() -> Path:
@@ -28,11 +30,14 @@ def architecture(model: str, file: Path | None = None) -> Any:
     """
     from transformers import AutoConfig
 
+    check_path(model, "model")
     shipped = recipe_folder() / "architectures" / (model.replace("/", "--") + ".json")
     if file is None and not (Path(model) / "config.json").is_file() and shipped.is_file():
         file = shipped
     if file is not None:
         return _from_file(file)
+    if (Path(model) / CONFIG).is_file():
+        checked_config(Path(model) / CONFIG)
     try:
         return AutoConfig.from_pretrained(model).get_text_config()
     except Exception as error:  # transformers raises nearly everything for a model that it cannot read
@@ -47,11 +52,11 @@ def _from_file(file: Path) -> Any:
     from transformers import AutoConfig
 
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-        return AutoConfig.for_model(**values).get_text_config()
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        cause = " ".join(str(getattr(error, "strerror", None) or error).split())
-        raise InputError(f"architecture {file} is no config.json of a model: {cause[:200]}") from error
+        return AutoConfig.for_model(**checked_config(file)).get_text_config()
+    except InputError as error:
+        raise InputError(f"architecture {file} is no config.json of a model: {error}") from error
+    except Exception as error:  # transformers raises nearly everything for values that it cannot use
+        raise InputError(f"architecture {file} is no config.json of a model: {one_line(error, 200)}") from error
 
 
 @dataclass(frozen=True)

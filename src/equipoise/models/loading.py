@@ -9,8 +9,11 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from equipoise.errors import InputError
+from equipoise.models.folders import check_model_folder
+from equipoise.paths import check_path
 from equipoise.settings.run import AdapterSettings
 from equipoise.tasks.datasets import one_line, shortened
+
 
 def load_model(name: str, *, on_cpu: bool, trust_remote_code: bool = False, **init_kwargs: Any) -> PreTrainedModel:
     """The causal language model of a folder or hub id; float32 on a CPU, else the type it was saved in.
@@ -19,7 +22,16 @@ def load_model(name: str, *, on_cpu: bool, trust_remote_code: bool = False, **in
         InputError: naming the folder or id, when there is no such model or it cannot be read.
     """
     init_kwargs.setdefault("dtype", torch.float32 if on_cpu else "auto")
-    return _loaded(AutoModelForCausalLM, name, trust_remote_code=trust_remote_code, **init_kwargs)
+    check_path(name, "model")
+    if (Path(name) / "config.json").is_file() and not _is_adapter(name):
+        check_model_folder(Path(name))
+    model, found = _loaded(
+        AutoModelForCausalLM, name, trust_remote_code=trust_remote_code, output_loading_info=True, **init_kwargs
+    )
+    if found["missing_keys"]:
+        missing = sorted(found["missing_keys"])
+        raise InputError(f"model {name}: its weights lack {len(missing)} tensors that it needs, as {missing[0]}")
+    return model
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -56,6 +68,7 @@ def lora_config(settings: AdapterSettings) -> Any:
 
 
 def _loaded(auto_class: Any, name: str, **kwargs: Any) -> Any:
+    check_path(name, "model")
     if Path(name).exists() and not (Path(name) / "config.json").exists() and not _is_adapter(name):
         raise InputError(f"model {name} is no model folder: it has no config.json")
     try:

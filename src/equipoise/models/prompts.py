@@ -102,6 +102,8 @@ def _check_templates(tokenizer: Any, numbered: list[tuple[int, Any]], told: Mapp
     told = {**tokenizer.special_tokens_map, **told}
     tried = {row: _digest(template, told, prompt) for row, prompt in chats}
     chats = [(row, prompt) for row, prompt in chats if tried[row] not in _FOUND_GOOD]
+    if not chats:
+        return
     pool = WorkerPool("chat_template", seconds=SECONDS)
     try:
         _judge(chats, functools.partial(pool.answers, pool.add_job((template, told))))

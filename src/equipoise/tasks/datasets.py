@@ -20,6 +20,7 @@ import pyarrow.parquet
 from datasets import Dataset
 
 from equipoise.errors import InputError, shortened
+from equipoise.paths import check_path
 from equipoise.tasks.messages import MessageKinds, checked_prompt, present, prompt_features
 
 
@@ -140,9 +141,23 @@ class _Table:
 
 
 def _is_hub_id(source: str) -> bool:
-    path = Path(source).expanduser()
+    path = path_of(source)
     like_a_path = source.startswith((".", "~", "/", os.sep)) or path.suffix.lower() in _READERS
     return not (like_a_path or path.exists())
+
+
+def path_of(source: str) -> Path:
+    """Where a source would be on disk.
+
+    Raises:
+        InputError: it cannot be a path: too long, or in the home of a user that there is not.
+    """
+    try:
+        path = Path(source).expanduser()
+    except RuntimeError as error:  # ~nouser
+        raise InputError(f"{shortened(source)}: {error}") from error
+    check_path(path, "data set")
+    return path
 
 
 def _hub_table(source: str, split: str) -> _Table:
@@ -160,7 +175,7 @@ def _hub_table(source: str, split: str) -> _Table:
 
 
 def _file_table(source: str) -> _Table:
-    path = Path(source).expanduser()
+    path = path_of(source)
     if not path.exists():
         raise InputError(f"{source}: no such file")
     if path.is_dir():

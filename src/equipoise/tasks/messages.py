@@ -37,7 +37,9 @@ def _check_message(message: Any) -> None:
             raise ValueError(f'"{key}" of every chat message must be a non-empty string')
     for key, value in message.items():
         if not _is_storable(value):
-            raise ValueError(f'"{key}" of a chat message must hold finite numbers within 64 bits, at most {MAX_LEVELS} levels deep')
+            raise ValueError(
+                f'"{key}" of a chat message must hold finite numbers of 64 bits, {MAX_LEVELS} levels at most'
+            )
 
 
 def _is_storable(value: Any, levels: int = MAX_LEVELS) -> bool:

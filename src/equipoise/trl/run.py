@@ -35,11 +35,12 @@ from equipoise.diagnostics.run_folder import (
     is_run_folder,
     latest_checkpoint,
 )
-from equipoise.errors import InputError, shortened
+from equipoise.errors import InputError
 from equipoise.files import PART, put, write_at_once
 from equipoise.models.evaluation import evaluate_policy
 from equipoise.models.loading import load_model, load_tokenizer, lora_config, template_settings
 from equipoise.models.prompts import check_prompts
+from equipoise.paths import check_path
 from equipoise.settings.reading import read_yaml, written_keys
 from equipoise.settings.run import RunSettings
 from equipoise.settings.task_loading import load_task
@@ -119,10 +120,8 @@ def _say_what_is_left(error: BaseException, folder: Path) -> None:
 
 def _new_folder(folder: Path) -> bool:
     """Make the run folder, or accept an empty one; returns whether it was made."""
-    try:
-        taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
-    except OSError as error:
-        raise InputError(f"run folder {shortened(str(folder))} cannot be made: {error.strerror}") from error
+    check_path(folder, "run folder")
+    taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
     if taken and latest_checkpoint(folder) is None:
         raise InputError(
             f"run folder {folder} exists, without a complete checkpoint to resume from; remove it, or choose another "
