@@ -11,6 +11,9 @@ from uuid import uuid4
 
 from equipoise.errors import InputError, shortened
 
+TRIAL_BYTES = 2**22
+"""What a disk must still take, not to be called full."""
+
 
 def check_path(path: str | Path, name: str) -> None:
     """Refuse a path that no system call takes: too long, with a NUL in it, or with characters it cannot hold.
@@ -66,6 +69,28 @@ def check_new_folder(path: Path, name: str) -> None:
     if taken:
         raise InputError(f"{name} {path} exists and is no empty folder; choose another name")
     _try_in(path.parent, path, name)
+
+
+def cause_of_failed_write(error: BaseException, folder: Path) -> str:
+    """Why something could not be written to a folder, in the system's words.
+
+    Libraries have words of their own for a full disk; the system is asked again by writing there.
+
+    Args:
+        error: what a library raised.
+        folder: that is there.
+    """
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    trial = folder / uuid4().hex
+    try:
+        trial.write_bytes(bytes(TRIAL_BYTES))
+    except OSError as refused:
+        return refused.strerror or str(refused)
+    finally:
+        trial.unlink(missing_ok=True)
+    free = shutil.disk_usage(folder).free
+    return f"{' '.join(str(error).split())} ({free / 2**20:,.0f} MiB are free there)"
 
 
 def _try_in(folder: Path, path: Path, name: str) -> None:

@@ -18,6 +18,8 @@ Each case runs in a process of its own, forked from one that has the libraries l
 import argparse
 import dataclasses
 import enum
+import importlib
+import inspect
 import json
 import os
 import random
@@ -43,6 +45,10 @@ MEMORY = 24 * 2**30
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 
 WORDS = {"whole": [-1, 0, 1, 2**31, 2**63 - 1], "number": [-1.0, 0.0, 1.5, "inf", 1e-300, 1e300]}
+
+PATHS = ["", "-", "a\0b", "x" * 5000, "x" * 255, "~nouser", "/proc/nope/x", "data.jsonl", "data.jsonl/x", "model",
+         "new/er/file.json", "/dev/full", "."]  # fmt: skip
+"""Of which some cannot be written, some not be read, and some be neither."""
 
 CONTEXT: dict[str, dict[str, Any]] = {
     "num_train_epochs": {"max_steps": None},
@@ -83,15 +89,29 @@ BASE: dict[str, Any] = {
 }  # fmt: skip
 
 
+COMMANDS: dict[str, list[str]] = {
+    "evaluate": ["model", "--task=data:data.jsonl", "--reward=exact", "--samples=2", "--k", "1", "--max_new_tokens=4"],
+    "probe": ["model", "--task=data:data.jsonl", "--reward=judges:digits", "--prompts=2", "--batches=1",
+              "--generations=2", "--max_new_tokens=4", "--output=made"],
+    "doctor": ["model", "--task=data:data.jsonl", "--reward=exact"],
+    "plan": ["--model=model", "--task=data:data.jsonl", "--config=keys.yaml"],
+    "warm-start": ["made", "--steps=2"],
+    "report": ["run"],
+    "compare": ["study.yaml", "--report"],
+    "quickstart": ["--output=data.jsonl"],  # refused in the end, whatever else is given
+}  # fmt: skip
+"""Command -> words that make it quick; an option is put behind them, in the place of the one that is there."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """Keys that differ from `BASE`; `wrong` says that their types or choices rule a value out."""
+    """Keys that differ from `BASE`, or an option of another command."""
 
     keys: tuple[tuple[str, Any], ...]
-    wrong: bool = False
+    command: str = "train"
 
     def __str__(self) -> str:
-        return " ".join(f"--{key} {_word(value)}" for key, value in self.keys)
+        return " ".join([self.command, *(f"--{key} {_word(value)}" for key, value in self.keys)])
 
 
 def values_of(hint: Any, choices: list[str]) -> Iterator[Any]:
@@ -135,6 +155,47 @@ def all_cases() -> list[Case]:
     return cases
 
 
+def option_cases() -> list[Case]:
+    """One for each option and value of the other commands."""
+    from equipoise.cli import COMMANDS as TABLE
+
+    cases = []
+    for command in COMMANDS:
+        module, function = TABLE[command].function.split(":")
+        made = getattr(importlib.import_module(f"equipoise.commands.{module}"), function)
+        options = inspect.signature(made, eval_str=True).parameters["options"].annotation
+        for name, hint in flat_options(options):
+            written = dict.fromkeys(json.dumps(value) for value in option_values(hint))
+            cases += [Case(((name, json.loads(value)),), command) for value in written]
+    return cases
+
+
+def flat_options(options: Any) -> Iterator[tuple[str, Any]]:
+    """Name and type of every option, those of groups too."""
+    kind = typing.get_origin(options) or options
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        hint = hints[field.name]
+        if dataclasses.is_dataclass(typing.get_origin(hint) or hint):
+            yield from flat_options(hint)
+        else:
+            yield field.name, hint
+
+
+def option_values(hint: Any) -> Iterator[Any]:
+    """Values at and beyond the bounds of an option's type, each one word."""
+    words = {bool: [True], int: WORDS["whole"], float: WORDS["number"]}
+    for part in (hint, *typing.get_args(hint)):
+        if part is Path:
+            yield from PATHS
+        elif part is str or isinstance(part, typing.TypeVar):
+            yield from ("", "nonsense", "a\0b", "x" * 5000, *PATHS)
+        elif part in words:
+            yield from words[part]
+        elif part is not hint and typing.get_args(part):
+            yield from option_values(part)
+
+
 def pairs(count: int, seed: int) -> list[Case]:
     """Two of the values at a time."""
     draw, singles = random.Random(seed), all_cases()
@@ -152,12 +213,23 @@ def _word(value: Any) -> str:
 
 def command(case: Case) -> list[str]:
     """The command line of a case."""
+    if case.command != "train":
+        return _option(case)
     keys = dict(BASE)
     for key, _ in case.keys:
         fitting = [prefix for prefix in CONTEXT if key.startswith(prefix)]
         keys |= CONTEXT[max(fitting, key=len)] if fitting else {}
     keys |= dict(case.keys)
     return ["train", *(f"--{key}={_word(value)}" for key, value in keys.items() if value is not None)]
+
+
+def _option(case: Case) -> list[str]:
+    ((name, value),) = case.keys
+    words = COMMANDS[case.command]
+    if name in ("models", "model", "target", "folder", "runs", "study"):
+        return [case.command, _word(value), *words[1:]]
+    kept = [word for word in words if not word.startswith(f"--{name}=")]
+    return [case.command, *kept, f"--{name}" if value is True else f"--{name}={_word(value)}"]
 
 
 def prepare(folder: Path) -> None:
@@ -173,6 +245,12 @@ def prepare(folder: Path) -> None:
         rows = [{"prompt": f"{i}+{i + shift}=", "answer": str(2 * i + shift)} for i in range(16)]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "judges.py").write_text(REWARDS)
+    (folder / "keys.yaml").write_text("output_dir: run\n")
+    (folder / "study.yaml").write_text("methods: {}\n")
+    (folder / "run").mkdir()
+    lines = [{"update": number, "loss": 0.1, "equipoise/entropy": 1.0} for number in range(1, 4)]
+    (folder / "run" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "run" / "config.yaml").write_text("model: model\ntask: data:data.jsonl\noutput_dir: run\n")
     import equipoise.commands.train  # noqa: F401
     from equipoise.models.loading import load_model
 
@@ -184,7 +262,12 @@ def outcome(words: list[str], folder: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         here = Path(place)
         for item in folder.iterdir():
-            (here / item.name).symlink_to(item) if item.name != "data.jsonl" else shutil.copy(item, here)
+            if item.name == "run" and words[0] == "train":
+                continue
+            if item.is_dir() and item.name != "run":
+                (here / item.name).symlink_to(item)
+            else:  # what a command may write to
+                (shutil.copytree if item.is_dir() else shutil.copy)(item, here / item.name)
         begun = time.monotonic()
         child = os.fork()
         if child == 0:
@@ -263,18 +346,22 @@ def judged(found: dict[str, Any]) -> str:
     return "late" if found.get("begun") else "refused"
 
 
+SOUND = ("refused", "trained", "done")
+
+
 def main() -> int:
     """Run cases and print each finding; 1 when there is any."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sample", type=int, help="so many of the single keys, drawn")
     parser.add_argument("--pairs", type=int, default=0, help="and so many pairs of them")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--commands", action="store_true", help="the options of the other commands, not keys of a run")
     parser.add_argument("--part", default="0/1", help="I/N: the I-th of N parts")
     parser.add_argument("--only", help="keys that begin so")
     parser.add_argument("--all", action="store_true", help="print what is sound too")
     options = parser.parse_args()
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "CUDA_VISIBLE_DEVICES": ""}
-    cases = all_cases()
+    cases = option_cases() if options.commands else all_cases()
     if options.only:
         cases = [case for case in cases if case.keys[0][0].startswith(options.only)]
     if options.sample is not None:
@@ -287,12 +374,14 @@ def main() -> int:
         for case in cases[number::count]:
             found = outcome(command(case), Path(place))
             kind = judged(found)
+            if case.command != "train" and found["status"] in (0, 1) and "Traceback" not in found["end"]:
+                kind = "done"
             counts[kind] = counts.get(kind, 0) + 1
-            if options.all or kind not in ("refused", "trained"):
+            if options.all or kind not in SOUND:
                 said = found["lines"][-1] if found["lines"] else found["end"].strip().splitlines()[-1:]
                 print(f"{kind:8} {str(case)[:100]:60} {found['seconds']:.1f}s {str(said)[-250:]}", flush=True)
     print(counts)
-    return int(any(kind not in ("refused", "trained") for kind in counts))
+    return int(any(kind not in SOUND for kind in counts))
 
 
 if __name__ == "__main__":

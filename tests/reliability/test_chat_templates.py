@@ -1,5 +1,6 @@
 """Chat templates are programs of whoever made a model: one that does not end, or explodes, is one line."""
 
+import json
 import time
 
 import pytest
@@ -97,7 +98,7 @@ def test_what_was_tried_is_not_tried_again(monkeypatch):
 )
 def test_every_command_says_so(workplace, limit, capsys, command):  # noqa: F811
     with_template(ENDLESS["nested loops"]).save_pretrained("model")
-    row = '{"prompt": [{"role": "user", "content": "1+1="}], "answer": "2"}\n'
-    (workplace / "chats.jsonl").write_text(row * 16)
+    rows = [{"prompt": [{"role": "user", "content": f"{n}+1="}], "answer": str(n + 1)} for n in range(16)]
+    (workplace / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert "row 1: the chat template did not end within 1 s" in refusal(command, capsys)
     assert not (workplace / "run").exists()

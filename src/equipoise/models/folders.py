@@ -1,4 +1,4 @@
-"""Whether a model folder is whole, before anything is allocated after what it says: sizes, files, and what is in them."""
+"""Whether a model folder is whole, before anything is allocated after what it says: sizes, files, tensors."""
 
 import json
 import math

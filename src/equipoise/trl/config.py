@@ -75,6 +75,7 @@ class EquipoiseConfig(RecordSettings, SteeringSettings, RolloutSettings, GRPOCon
             self._check_gradients()
         if not self.off_policy:
             self._warn_of_truncation()
+        self._check_machine()
 
     @classmethod
     def of_trl(cls, config: GRPOConfig) -> "EquipoiseConfig":
@@ -95,6 +96,11 @@ class EquipoiseConfig(RecordSettings, SteeringSettings, RolloutSettings, GRPOCon
                 require_choice(name, value, tuple(choices))
             if name.endswith("_kwargs"):  # text that begins a mapping has become one
                 require(name, value, "a mapping", not isinstance(value, str))
+
+    def _check_machine(self) -> None:
+        for name in ("use_transformers_continuous_batching", "use_transformers_paged"):
+            if getattr(self, name, False) and self.use_cpu:
+                raise ValueError(f"{name} needs an accelerator: on a CPU it never ends")
 
     def _fit_machine(self) -> None:
         # Without it transformers would take several processes on a CPU for as many runs of one process.

@@ -73,6 +73,7 @@ RULES: dict[str, Rule] = {
     "eval_delay": STEPS,
     "ref_model_sync_steps": count(1),
     "num_completions_to_print": count(0),
+    "remove_unused_columns": ("false: rewards get every column of the data", lambda x: not x),
     # Sampling.
     "max_completion_length": count(1, MOST_TOKENS),
     "pad_to_multiple_of": count(1, MOST_TOKENS),

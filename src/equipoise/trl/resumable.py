@@ -17,6 +17,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
 from equipoise.diagnostics.run_folder import checkpoint_folder, is_foreign, latest_checkpoint, rollout_file
+from equipoise.paths import cause_of_failed_write
 from equipoise.steering import Steering, Update
 from equipoise.trl import checkpoints
 from equipoise.trl.config import EquipoiseConfig
@@ -163,11 +164,12 @@ class ResumableTrainer(GRPOTrainer):
         try:
             yield
         except (OSError, RuntimeError, SafetensorError) as error:
+            cause = cause_of_failed_write(error, folder.parent)
             if self.args.should_save:
                 checkpoints.discard_incomplete(folder.parent)
             usable = latest_checkpoint(folder.parent)
             raise checkpoints.CheckpointError(
-                f"checkpoint {folder} could not be written: {error}. "
+                f"checkpoint {folder} could not be written: {cause}. "
                 + (f"The previous one, {usable}, is complete." if usable else "There is no earlier one.")
             ) from error
 

@@ -4,6 +4,7 @@
 # (transformers types what a trainer holds as optional, or as one of many kinds)
 
 import dataclasses
+import errno
 import functools
 import importlib.metadata
 import json
@@ -40,7 +41,7 @@ from equipoise.files import PART, put, write_at_once
 from equipoise.models.evaluation import evaluate_policy
 from equipoise.models.loading import load_model, load_tokenizer, lora_config, template_settings
 from equipoise.models.prompts import check_prompts
-from equipoise.paths import check_path
+from equipoise.paths import cause_of_failed_write, check_path
 from equipoise.settings.reading import read_yaml, written_keys
 from equipoise.settings.run import RunSettings
 from equipoise.settings.task_loading import load_task
@@ -67,6 +68,9 @@ RESUMABLE_CHANGES = {
 
 DEFAULT_LENGTH = 512
 """Up to which completions are not held against the positions of a model: defaults are not the user's doing."""
+
+NO_MORE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+"""What a system says where a disk takes no more."""
 
 OnModel: TypeAlias = Callable[..., Any]
 """`on_model(model, on_cpu=…)`: what a caller does with a loaded model before anything is computed with it."""
@@ -95,7 +99,7 @@ def train(
         if trainer.accelerator.is_main_process:
             _write_settings(folder, values, config)
         trainer.accelerator.wait_for_everyone()
-        with beginning.failing_in_one_line():
+        with _a_full_disk_in_one_line(folder), beginning.failing_in_one_line():
             trainer.train()
     except BaseException as error:
         if created and latest_checkpoint(folder) is None and not (folder / METRICS_FILE).exists():
@@ -104,6 +108,19 @@ def train(
         raise
     _finish(trainer, folder)
     return folder
+
+
+@contextmanager
+def _a_full_disk_in_one_line(folder: Path) -> Iterator[None]:
+    """Metrics, evaluations and records go to the disk all the time: where it takes no more, the run ends."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_MORE:
+            raise
+        latest = latest_checkpoint(folder)
+        advice = f"continue with --resume {folder}" if latest else "start again: there is no complete checkpoint"
+        raise InputError(f"{folder} cannot be written: {error.strerror}; once that is mended, {advice}") from error
 
 
 def _say_what_is_left(error: BaseException, folder: Path) -> None:
@@ -169,7 +186,7 @@ def resume(folder: Path, changes: dict[str, Any], *, on_model: OnModel | None = 
     beginning = Beginning()
     trainer = _prepare(settings, config, (), on_model, beginning)
     try:
-        with beginning.failing_in_one_line():
+        with _a_full_disk_in_one_line(folder), beginning.failing_in_one_line():
             trainer.train(resume_from_checkpoint=True)
     except KeyboardInterrupt as error:
         _say_what_is_left(error, folder)
@@ -356,9 +373,10 @@ def _finish(trainer: EquipoiseTrainer, folder: Path) -> None:
             trainer.processing_class.save_pretrained(temporary)
             shutil.rmtree(folder / MODEL_FOLDER, ignore_errors=True)
             put(temporary, folder / MODEL_FOLDER)
-    except (OSError, SafetensorError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
+        cause = cause_of_failed_write(error, folder)
         shutil.rmtree(temporary, ignore_errors=True)
         raise InputError(
-            f"{folder / MODEL_FOLDER} cannot be written: {error}; once that is mended, continue with --resume {folder}"
+            f"{folder / MODEL_FOLDER} cannot be written: {cause}; once that is mended, continue with --resume {folder}"
         ) from error
     trainer.accelerator.wait_for_everyone()

@@ -45,7 +45,7 @@ class EpisodeLimits:
     def __post_init__(self) -> None:
         if self.max_steps < 1 or not 0 < self.step_seconds <= threading.TIMEOUT_MAX:
             raise ValueError(
-                f"an episode needs max_steps >= 1 and step_seconds > 0 and finite, got max_steps={self.max_steps} and "
+                f"an episode needs max_steps >= 1 and step_seconds > 0, got max_steps={self.max_steps} and "
                 f"step_seconds={self.step_seconds}"
             )
 
