@@ -27,7 +27,7 @@ Handler = Callable[[Any], Any]
 KINDS = {
     "math": "equipoise.tasks.verification_worker",
     "reasoning_gym": "equipoise.tasks.workers.scorers",
-    "chat_template": "equipoise.tasks.workers.templates",
+    "chat_template": "equipoise.models.template_worker",
 }
 
 
