@@ -144,10 +144,11 @@ WRITERS = {
 def _check(options: EvaluateOptions) -> None:
     for task in options.data.tasks:
         check_task_name(task)
-    for path in options.output or []:
+    outputs = options.output or ()
+    for path in outputs:
         if path.suffix not in WRITERS:
             raise InputError(f"--output must end in one of {', '.join(WRITERS)}, got {path}")
-        if options.output.count(path) > 1:
+        if outputs.count(path) > 1:
             raise InputError(f"each --output can be given once, got {path} twice")
         check_new_file(path, "--output")
     if options.samples_output is not None:

@@ -50,8 +50,9 @@ def checked_config(path: Path) -> dict[str, Any]:
     """
     config = _json_object(path)
     for part in (config, config.get("text_config")):
-        for name, most in SIZES.items() if isinstance(part, dict) else ():
-            value = part.get(name)
+        sizes = part if isinstance(part, dict) else {}
+        for name, most in SIZES.items():
+            value = sizes.get(name)
             if value is not None and (type(value) is not int or not 1 <= value < most):
                 raise InputError(
                     f"model file {path}: {name} must be a whole number >= 1 and < {most}, got {shortened(value)}"

@@ -17,7 +17,7 @@ def warm() -> None:
     import jinja2.debug
     from transformers.utils import chat_template_utils  # noqa: F401
 
-    vars(jinja2.debug)["rewrite_traceback_stack"] = lambda source=None: sys.exc_info()[1]
+    setattr(jinja2.debug, "rewrite_traceback_stack", lambda source=None: sys.exc_info()[1])  # noqa: B010
 
 
 def modules_with_eval() -> list[ModuleType]:
