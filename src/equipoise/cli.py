@@ -99,7 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"equipoise: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
-        print(f"\nequipoise: interrupted{f'; {error}' if error.args else ''}", file=sys.stderr)
+        print(f"\nequipoise: {str(error) or 'interrupted'}", file=sys.stderr)
         return 130
 
 

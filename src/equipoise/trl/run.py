@@ -125,14 +125,15 @@ def _a_full_disk_in_one_line(folder: Path) -> Iterator[None]:
 
 def _say_what_is_left(error: BaseException, folder: Path) -> None:
     """Gives an interruption the words for what is left of the run, and whether it can go on."""
-    if isinstance(error, KeyboardInterrupt) and not error.args:
-        latest, lines = latest_checkpoint(folder), folder / METRICS_FILE
-        if latest is not None:
-            error.args = (f"{latest} is complete: continue with --resume {folder}",)
-        elif lines.exists():
-            error.args = (f"no checkpoint was complete: {folder} holds metrics, and cannot be resumed",)
-        else:
-            error.args = ("before the first update: nothing is kept",)
+    if not isinstance(error, KeyboardInterrupt):
+        return
+    if latest_checkpoint(folder) is not None:
+        left = f"continue with --resume {folder}"
+    elif (folder / METRICS_FILE).exists():
+        left = f"no checkpoint is complete: {folder} holds metrics, and cannot be resumed"
+    else:
+        left = "before the first update: nothing is kept"
+    error.args = (f"interrupted; {left}",)
 
 
 def _new_folder(folder: Path) -> bool:
