@@ -4,7 +4,7 @@ Parsing only. The table names every command; only the module of the chosen one i
 and a report no trainer. tyro builds the parser from the dataclass of options that the command's function takes.
 
 Exit codes: 0 done, 1 a run of a study failed or the doctor found something wrong, 2 something the user gave cannot be
-used (one line says what), 130 interrupted.
+used (one line says what), 130 interrupted, 143 ended by SIGTERM.
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ import inspect
 import itertools
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Collection
@@ -22,6 +23,7 @@ from typing import Any
 
 from equipoise import __version__
 from equipoise.errors import InputError, did_you_mean, shortened
+from equipoise.interrupts import Interrupted, handled, raise_interrupted
 from equipoise.paths import check_path
 from equipoise.settings.data_keys import GONE, now_written
 
@@ -94,13 +96,15 @@ def main(arguments: list[str] | None = None) -> int:
         with warnings.catch_warnings():
             # Deprecations inside the host libraries are not for the user of this one.
             warnings.filterwarnings("ignore", category=FutureWarning)
-            return _run(sys.argv[1:] if arguments is None else arguments)
+            with handled(raise_interrupted, (signal.SIGTERM,)):
+                return _run(sys.argv[1:] if arguments is None else arguments)
     except InputError as error:
         print(f"equipoise: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
-        print(f"\nequipoise: {str(error) or 'interrupted'}", file=sys.stderr)
-        return 130
+        message = str(error) or "interrupted"
+        print(f"\nequipoise: {message}", file=sys.stderr)
+        return 128 + (error.signal if isinstance(error, Interrupted) else signal.SIGINT)
 
 
 def _run(words: list[str]) -> int:

@@ -30,19 +30,23 @@ def undefined(completions, **columns):
 '''
 
 
+def prepare(place):
+    """Puts there what a user has: a model folder, data files, a module with rewards."""
+    model, tokenizer = tiny_model(), character_tokenizer()
+    model.save_pretrained(place / "model")
+    tokenizer.save_pretrained(place / "model")
+    for name, step in (("data.jsonl", 3), ("held_out.jsonl", 5)):
+        rows = [{"prompt": f"{i}+{i + step}=", "answer": str(2 * i + step)} for i in range(16)]
+        (place / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (place / "judges.py").write_text(REWARDS)
+
+
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
-    """A directory as a user has it: a model folder, a data file, a module with rewards."""
+    """A directory as a user has it, and the current one."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    model, tokenizer = tiny_model(), character_tokenizer()
-    model.save_pretrained("model")
-    tokenizer.save_pretrained("model")
-    rows = [{"prompt": f"{i}+{i + 3}=", "answer": str(2 * i + 3)} for i in range(16)]
-    Path("data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    rows = [{"prompt": f"{i}+{i + 5}=", "answer": str(2 * i + 5)} for i in range(16)]
-    Path("held_out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    Path("judges.py").write_text(REWARDS)
+    prepare(tmp_path)
     yield tmp_path
     for module in ("judges", "praises"):
         sys.modules.pop(module, None)

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from equipoise.files import write_at_once, writing
+from equipoise.files import file_at_once, writing
 
 
 class JsonLines:
@@ -26,16 +26,25 @@ class JsonLines:
             file.write(json.dumps(finite) + "\n")
 
     def drop_after(self, update: int) -> None:
-        """Forget lines of later updates, and one that was cut off: a resumed run writes them again."""
+        """Forget lines of later updates, and what was cut off at the end: a resumed run writes them again.
+
+        A line in between that cannot be read stays as it is: whoever reads the file says so.
+        """
         if not self.path.exists():
             return
-        kept = [line for line in self.path.read_text().splitlines() if _update_of(line) <= update]
         with writing(self.path, self.advice):
-            write_at_once(self.path, "".join(line + "\n" for line in kept))
+            lines = self.path.read_bytes().split(b"\n")
+            updates = [_update_of(line) for line in lines]
+            known = [number for number, of in enumerate(updates) if of is not None and of <= update]
+            end = known[-1] + 1 if known else 0
+            kept = [line for line, of in zip(lines[:end], updates, strict=False) if of is None or of <= update]
+            with file_at_once(self.path) as part:
+                part.write_bytes(b"".join(line + b"\n" for line in kept))
 
 
-def _update_of(line: str) -> float:
+def _update_of(line: bytes) -> float | None:
     try:
-        return json.loads(line)["update"]
-    except json.JSONDecodeError:
-        return math.inf
+        update = json.loads(line)["update"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return update if isinstance(update, int | float) else None

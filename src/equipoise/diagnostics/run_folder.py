@@ -15,6 +15,7 @@ RUN/model/            the trained model, once the run is complete
 from pathlib import Path
 
 from equipoise.errors import InputError
+from equipoise.files import refuse_other_than_own
 
 CONFIG_FILE, RESOLVED_FILE, ENVIRONMENT_FILE = "config.yaml", "resolved.yaml", "environment.json"
 METRICS_FILE, EVALUATION_FILE = "metrics.jsonl", "evaluation.jsonl"
@@ -34,6 +35,22 @@ HOST_STATE = "trainer_state.json"
 def is_run_folder(name: str | Path) -> bool:
     """Whether a run was begun there."""
     return (Path(name) / CONFIG_FILE).is_file()
+
+
+def check_writable(run_folder: str | Path) -> None:
+    """Refuse a run folder in which what a run adds to lies elsewhere, behind a link, or is no file.
+
+    What is replaced as a whole, such as a checkpoint or the model, takes the place of a link instead.
+
+    Raises:
+        InputError: naming the link and where it leads.
+    """
+    folder = Path(run_folder)
+    for name in (METRICS_FILE, EVALUATION_FILE):
+        refuse_other_than_own(folder / name)
+    refuse_other_than_own(folder / RECORDS_FOLDER, folder=True)
+    for path in (*folder.glob("failed_episodes*.jsonl"), *folder.glob(f"{RECORDS_FOLDER}/*.parquet")):
+        refuse_other_than_own(path)
 
 
 def checkpoint_folder(run_folder: str | Path, update: int) -> Path:

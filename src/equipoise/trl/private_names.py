@@ -81,6 +81,11 @@ METHODS = (
         "_load_optimizer_and_scheduler", GRPO, "overridden", "a resumed run begins without our state", ("checkpoint",)
     ),
     PrivateName(
+        "_load_from_checkpoint", TRAINER, "overridden", "a damaged checkpoint of another trainer is a traceback",
+        ("resume_from_checkpoint", "model"),
+    ),
+    PrivateName("_load_rng_state", TRAINER, "overridden", "the same", ("checkpoint",)),
+    PrivateName(
         "_get_output_dir", TRAINER, "called", "the checkpoint is marked in another folder than it lies in", ("trial",)
     ),
     PrivateName(

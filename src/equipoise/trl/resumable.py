@@ -4,19 +4,27 @@
 # (transformers types what a trainer holds as optional, or as one of many kinds)
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import send_to_device
+from accelerate.utils import broadcast_object_list, send_to_device
 from safetensors import SafetensorError
 from torch.utils.data import Sampler
+from transformers import TrainerState
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
-from equipoise.diagnostics.run_folder import checkpoint_folder, is_foreign, latest_checkpoint, rollout_file
+from equipoise.diagnostics.run_folder import (
+    HOST_STATE,
+    check_writable,
+    checkpoint_folder,
+    is_foreign,
+    latest_checkpoint,
+    rollout_file,
+)
 from equipoise.paths import cause_of_failed_write
 from equipoise.steering import Steering, Update
 from equipoise.trl import checkpoints
@@ -27,13 +35,21 @@ from equipoise.trl.token_recording import TokenRecording
 
 logger = logging.getLogger("equipoise")
 
-_OPTIMIZER_STATE = ("optimizer.*", "optimizer_0", "global_step*")
-"""In a checkpoint: of one process or DDP, of FSDP, of DeepSpeed."""
+_OTHERS_STATE = {
+    "optimizer": ("optimizer.*", "optimizer_0", "global_step*"),  # of one process or DDP, of FSDP, of DeepSpeed
+    "scheduler": ("scheduler.pt",),
+    "random state": ("rng_state*.pth",),
+}
+"""What transformers restores from a checkpoint of another trainer where it finds it, and the files that hold it."""
 
 _HOW_TO_RESUME = {
     "FSDP": "with `accelerate launch` and an FSDP configuration; in one process with --num_processes 1",
     "DeepSpeed": "with `accelerate launch` and its configuration, in as many processes",
 }
+
+
+def _holds(checkpoint: Path, patterns: tuple[str, ...]) -> bool:
+    return any(True for pattern in patterns for _ in checkpoint.glob(pattern))
 
 
 class ResumableTrainer(GRPOTrainer):
@@ -65,8 +81,9 @@ class ResumableTrainer(GRPOTrainer):
             if latest is None:
                 raise checkpoints.CheckpointError(f"{self.args.output_dir} has no complete checkpoint to resume from")
             resume_from_checkpoint = str(latest)
+        check_writable(self.args.output_dir)
         if resume_from_checkpoint:
-            self._check_resumable(Path(resume_from_checkpoint))
+            self._on_main_process(lambda: self._check_resumable(Path(resume_from_checkpoint)))
         self._count_from_zero()
         if self.off_policy is not None:
             self.off_policy.reset()
@@ -85,10 +102,26 @@ class ResumableTrainer(GRPOTrainer):
             self._buffered_inputs = None
         self._update = None
 
+    def _on_main_process(self, check: Callable[[], None]) -> None:
+        """A check that reads much, made once; what it refuses is refused on every process, so that none waits."""
+        refused: list[str | None] = [None]
+        if self.accelerator.is_main_process:
+            try:
+                check()
+            except checkpoints.CheckpointError as error:
+                refused = [str(error)]
+        if self.accelerator.num_processes > 1:
+            broadcast_object_list(refused)
+        if refused[0] is not None:
+            raise checkpoints.CheckpointError(refused[0])
+
     def _check_resumable(self, checkpoint: Path) -> None:
         if not checkpoint.is_dir():
             raise checkpoints.CheckpointError(f"{checkpoint} to resume from does not exist")
-        if not is_foreign(checkpoint) and not checkpoints.read_marker(checkpoint).get("resumable", True):
+        if is_foreign(checkpoint):
+            with checkpoints.reading(checkpoint):
+                TrainerState.load_from_json(str(checkpoint / HOST_STATE))
+        elif not checkpoints.check_whole(checkpoint).get("resumable", True):
             raise checkpoints.CheckpointError(
                 f"{checkpoint} was saved with save_only_model: it has no optimizer state to resume from"
             )
@@ -146,6 +179,8 @@ class ResumableTrainer(GRPOTrainer):
         with self._nothing_removed():
             output = super()._finalize_training(trial, *args, **kwargs)
         best = self.state.best_model_checkpoint
+        if self.args.should_save:
+            checkpoints.discard_incomplete(self._get_output_dir(trial=trial))
         if self.args.should_save and self.args.save_total_limit == 1 and best is not None:
             checkpoints.keep_only(self._get_output_dir(trial=trial), best)
         return output
@@ -163,6 +198,10 @@ class ResumableTrainer(GRPOTrainer):
     def _whole_checkpoint(self, folder: Path) -> Iterator[None]:
         try:
             yield
+        except (KeyboardInterrupt, SystemExit):
+            if self.args.should_save:
+                checkpoints.discard_incomplete(folder.parent)
+            raise
         except (OSError, RuntimeError, SafetensorError) as error:
             cause = cause_of_failed_write(error, folder.parent)
             if self.args.should_save:
@@ -192,18 +231,30 @@ class ResumableTrainer(GRPOTrainer):
             "last_logged_step": self._globalstep_last_logged,
         }
 
+    def _load_from_checkpoint(self, resume_from_checkpoint, *args, **kwargs) -> None:
+        with checkpoints.reading(Path(resume_from_checkpoint)):
+            super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)
+
+    def _load_rng_state(self, checkpoint) -> None:
+        with checkpoints.reading(Path(str(checkpoint))):
+            super()._load_rng_state(checkpoint)
+
     def _load_optimizer_and_scheduler(self, checkpoint) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None:
-            return
+        with checkpoints.reading(Path(str(checkpoint))):
+            super()._load_optimizer_and_scheduler(checkpoint)
+            if checkpoint is not None:
+                self._load_own(Path(checkpoint))
+
+    def _load_own(self, checkpoint: Path) -> None:
+        """What equipoise adds to a checkpoint."""
         self.state.compute_steps(self.args, self.state.max_steps)  # else save_steps and the like stay as they were
-        if is_foreign(Path(checkpoint)):
-            self._begin_anew(Path(checkpoint))
+        if is_foreign(checkpoint):
+            self._begin_anew(checkpoint)
             return
-        marker = checkpoints.read_marker(Path(checkpoint))
+        marker = checkpoints.read_marker(checkpoint)
         # max_steps may have changed since
         self.steering.load_state_dict(marker, progress=self._progress(self.state.global_step))
-        path = Path(checkpoint) / self._rollout_state_name
+        path = checkpoint / self._rollout_state_name
         state = torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
         if state is None or state["world_size"] != self.accelerator.num_processes:
             logger.warning(
@@ -213,7 +264,7 @@ class ResumableTrainer(GRPOTrainer):
             self._sample_again()
             return
         if self.off_policy is not None:
-            self.off_policy.load(Path(checkpoint))
+            self.off_policy.load(checkpoint)
         self._step, self._rollout_step = state["step"], state["rollout_step"]
         self._rollout_reward, self.steering.last_entropy = state["rollout_reward"], state["last_entropy"]
         self._buffered_inputs = send_to_device(state["buffered_inputs"], self.accelerator.device)
@@ -223,12 +274,12 @@ class ResumableTrainer(GRPOTrainer):
 
     def _begin_anew(self, checkpoint: Path) -> None:
         """Go on from another trainer's checkpoint: with what transformers has restored of it."""
-        present = {name for pattern in _OPTIMIZER_STATE for name in checkpoint.glob(pattern)}
+        lacking = [name for name, files in _OTHERS_STATE.items() if not _holds(checkpoint, files)]
         logger.warning(
-            "%s is of another trainer: model, %sorder of the data and random state go on; the controller, the rollout "
-            "batch in use and stored groups begin anew.",
+            "%s is of another trainer: the run goes on from it. The controller, the rollout batch in use and stored "
+            "groups begin anew%s.",
             checkpoint,
-            "optimizer, " if present else "",
+            f", and so do {', '.join(lacking)}, which it lacks" if lacking else "",
         )
         self._sample_again()
 

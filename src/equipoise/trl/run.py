@@ -4,7 +4,6 @@
 # (transformers types what a trainer holds as optional, or as one of many kinds)
 
 import dataclasses
-import errno
 import functools
 import importlib.metadata
 import json
@@ -27,6 +26,7 @@ from trl.trainer.grpo_config import GRPOConfig
 
 import equipoise
 from equipoise.diagnostics.run_folder import (
+    CHECKPOINT_PREFIX,
     CONFIG_FILE,
     ENVIRONMENT_FILE,
     METRICS_FILE,
@@ -37,7 +37,7 @@ from equipoise.diagnostics.run_folder import (
     latest_checkpoint,
 )
 from equipoise.errors import InputError
-from equipoise.files import PART, put, write_at_once
+from equipoise.files import PART, clear, put, write_at_once
 from equipoise.models.evaluation import evaluate_policy
 from equipoise.models.loading import load_model, load_tokenizer, lora_config, template_settings
 from equipoise.models.prompts import check_prompts
@@ -49,11 +49,14 @@ from equipoise.tasks import RewardFunction, Task
 from equipoise.tasks.environments import EpisodeReward
 from equipoise.trl.beginning import Beginning
 from equipoise.trl.callbacks import HeldOutEvaluation, MetricsRecorder, ProgressBar
+from equipoise.trl.checkpoints import check_whole, set_later_aside
 from equipoise.trl.config import EquipoiseConfig
+from equipoise.trl.endings import told
 from equipoise.trl.episodes import evaluate_episodes
 from equipoise.trl.keys import build, read_config
 from equipoise.trl.ranks import evaluation_ranks
 from equipoise.trl.sharding import ready_to_generate
+from equipoise.trl.stopping import Stopping
 from equipoise.trl.trainer import EquipoiseTrainer
 
 logger = logging.getLogger("equipoise")
@@ -68,9 +71,6 @@ RESUMABLE_CHANGES = {
 
 DEFAULT_LENGTH = 512
 """Up to which completions are not held against the positions of a model: defaults are not the user's doing."""
-
-NO_MORE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
-"""What a system says where a disk takes no more."""
 
 OnModel: TypeAlias = Callable[..., Any]
 """`on_model(model, on_cpu=…)`: what a caller does with a loaded model before anything is computed with it."""
@@ -93,62 +93,31 @@ def train(
     settings, config = build(values)
     folder, beginning = Path(str(config.output_dir)), Beginning()
     created = _new_folder(folder)
-    try:
-        trainer = _prepare(settings, config, extra_rewards, on_model, beginning)
-        trainer.accelerator.wait_for_everyone()  # no process may find the settings of another in the folder
-        if trainer.accelerator.is_main_process:
-            _write_settings(folder, values, config)
-        trainer.accelerator.wait_for_everyone()
-        with _a_full_disk_in_one_line(folder), beginning.failing_in_one_line():
-            trainer.train()
-    except BaseException as error:
-        if created and latest_checkpoint(folder) is None and not (folder / METRICS_FILE).exists():
-            shutil.rmtree(folder, ignore_errors=True)
-        _say_what_is_left(error, folder)
-        raise
-    _finish(trainer, folder)
-    return folder
-
-
-@contextmanager
-def _a_full_disk_in_one_line(folder: Path) -> Iterator[None]:
-    """Metrics, evaluations and records go to the disk all the time: where it takes no more, the run ends."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in NO_MORE:
+    with told(folder):
+        try:
+            trainer = _prepare(settings, config, extra_rewards, on_model, beginning)
+            trainer.accelerator.wait_for_everyone()  # no process may find the settings of another in the folder
+            if trainer.accelerator.is_main_process:
+                _write_settings(folder, values, config)
+            trainer.accelerator.wait_for_everyone()
+            _train(trainer, None, beginning)
+        except BaseException:
+            if created and latest_checkpoint(folder) is None and not (folder / METRICS_FILE).exists():
+                shutil.rmtree(folder, ignore_errors=True)
             raise
-        latest = latest_checkpoint(folder)
-        advice = f"continue with --resume {folder}" if latest else "start again: there is no complete checkpoint"
-        raise InputError(f"{folder} cannot be written: {error.strerror}; once that is mended, {advice}") from error
-
-
-def _say_what_is_left(error: BaseException, folder: Path) -> None:
-    """Gives an interruption the words for what is left of the run, and whether it can go on."""
-    if not isinstance(error, KeyboardInterrupt):
-        return
-    if latest_checkpoint(folder) is not None:
-        left = f"continue with --resume {folder}"
-    elif (folder / METRICS_FILE).exists():
-        left = f"no checkpoint is complete: {folder} holds metrics, and cannot be resumed"
-    else:
-        left = "before the first update: nothing is kept"
-    error.args = (f"interrupted; {left}",)
+        _finish(trainer, folder)
+    return folder
 
 
 def _new_folder(folder: Path) -> bool:
     """Make the run folder, or accept an empty one; returns whether it was made."""
     check_path(folder, "run folder")
-    taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
-    if taken and latest_checkpoint(folder) is None:
-        raise InputError(
-            f"run folder {folder} exists, without a complete checkpoint to resume from; remove it, or choose another "
-            "--output_dir"
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        usable = folder.is_dir() and latest_checkpoint(folder) is not None
+        instead = (
+            f"continue it with --resume {folder}, or" if usable else "without a checkpoint to resume from; remove it or"
         )
-    if taken:
-        raise InputError(
-            f"run folder {folder} exists; continue it with --resume {folder}, or choose another --output_dir"
-        )
+        raise InputError(f"run folder {folder} exists{'; ' if usable else ' '}{instead} choose another --output_dir")
     created = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -163,13 +132,15 @@ def resume(folder: Path, changes: dict[str, Any], *, on_model: OnModel | None = 
     Keys of equipoise that were not given keep the defaults that the run began with.
 
     Args:
-        folder: the run folder.
+        folder: the run folder, or one of its checkpoints, whose later ones are then set aside.
         changes: checked keys that differ from the run's own; only `RESUMABLE_CHANGES` may.
         on_model: as in `train`.
 
     Raises:
-        InputError: no run folder, nothing to resume from, or a change that would make it another run.
+        InputError: no run folder, nothing to resume from, a checkpoint that is not whole, or a change that would make
+            it another run.
     """
+    folder, checkpoint = _to_resume(folder)
     values = run_settings(folder)
     for key, value in changes.items():
         if key not in RESUMABLE_CHANGES and value != values.get(key):
@@ -178,22 +149,38 @@ def resume(folder: Path, changes: dict[str, Any], *, on_model: OnModel | None = 
                 f"start one with another --output_dir"
             )
     values |= changes | {"output_dir": str(folder)}
-    if latest_checkpoint(folder) is None:
+    checkpoint = checkpoint or latest_checkpoint(folder)
+    if checkpoint is None:
         raise InputError(f"run folder {folder} has no complete checkpoint to resume from; remove it and start again")
+    check_whole(checkpoint, contents=False)  # before the model is loaded; the trainer compares the contents
     settings, config = build(values)
     former = _former_defaults(folder, values, config)
     if former:
         settings, config = build(values | former)
     beginning = Beginning()
     trainer = _prepare(settings, config, (), on_model, beginning)
-    try:
-        with _a_full_disk_in_one_line(folder), beginning.failing_in_one_line():
-            trainer.train(resume_from_checkpoint=True)
-    except KeyboardInterrupt as error:
-        _say_what_is_left(error, folder)
-        raise
+    with told(folder):
+        _train(trainer, checkpoint, beginning)
     _finish(trainer, folder)
     return folder
+
+
+def _to_resume(folder: Path) -> tuple[Path, Path | None]:
+    """The run folder, and the checkpoint of it that was named, if one was."""
+    if folder.name.startswith(CHECKPOINT_PREFIX) and is_run_folder(folder.parent):
+        return folder.parent, folder
+    return folder, None
+
+
+def _train(trainer: EquipoiseTrainer, checkpoint: Path | None, beginning: Beginning) -> None:
+    stopping = Stopping(trainer)
+    trainer.add_callback(stopping)
+    if checkpoint is not None and trainer.accelerator.is_main_process:
+        check_whole(checkpoint)
+        set_later_aside(checkpoint)
+    trainer.accelerator.wait_for_everyone()
+    with stopping.watching(), beginning.failing_in_one_line():
+        trainer.train(None if checkpoint is None else str(checkpoint))
 
 
 def _former_defaults(folder: Path, values: dict[str, Any], config: EquipoiseConfig) -> dict[str, Any]:
@@ -366,13 +353,16 @@ def _write_settings(folder: Path, values: dict[str, Any], config: EquipoiseConfi
 def _finish(trainer: EquipoiseTrainer, folder: Path) -> None:
     """Save the trained model, whole or not at all."""
     temporary = folder / (MODEL_FOLDER + PART)
+    if trainer.accelerator.is_main_process:
+        clear(temporary)
+    trainer.accelerator.wait_for_everyone()
     if trainer.is_fsdp_enabled:  # by default FSDP2 saves shards, in checkpoints only
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     try:
         trainer.save_model(str(temporary))
         if trainer.accelerator.is_main_process:
             trainer.processing_class.save_pretrained(temporary)
-            shutil.rmtree(folder / MODEL_FOLDER, ignore_errors=True)
+            clear(folder / MODEL_FOLDER)
             put(temporary, folder / MODEL_FOLDER)
     except (OSError, RuntimeError, SafetensorError) as error:
         cause = cause_of_failed_write(error, folder)
