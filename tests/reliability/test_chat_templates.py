@@ -1,5 +1,6 @@
 """Chat templates are programs of whoever made a model: one that does not end, or explodes, is one line."""
 
+import datetime
 import json
 import time
 
@@ -84,6 +85,13 @@ def test_what_was_tried_is_not_tried_again(monkeypatch):
     assert encoded_prompts(tokenizer, [USER]) == ids[:1]
     with pytest.raises(pytest.fail.Exception):
         encoded_prompts(tokenizer, [USER], {"told": 1})
+
+
+def test_values_that_are_no_json_reach_the_template_as_placeholders():
+    told = {"day": datetime.date(2026, 1, 1)}
+    template = WHOLE + "{{ day[1:-1] | length }}"
+    (ids,) = encoded_prompts(with_template(template), [USER], told)
+    assert len(ids) == len("4+4") + len(str(len("date")))
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,8 @@ def _check_templates(tokenizer: Any, numbered: list[tuple[int, Any]], told: Mapp
         template = tokenizer.get_chat_template()
     except ValueError as error:  # several, and none is the default
         raise InputError(f"row {chats[0][0]}: the chat template cannot be chosen ({one_line(error)})") from error
-    told = {**tokenizer.special_tokens_map, **told}
+    chats = [(row, _plain(prompt)) for row, prompt in chats]
+    told = _plain({**tokenizer.special_tokens_map, **told})
     tried = {row: _digest(template, told, prompt) for row, prompt in chats}
     chats = [(row, prompt) for row, prompt in chats if tried[row] not in _FOUND_GOOD]
     if not chats:
@@ -116,8 +117,13 @@ _FOUND_GOOD: set[bytes] = set()
 """Digests of what was tried: the evaluations of a run take the same prompts again and again."""
 
 
+def _plain(value: Any) -> Any:
+    """As a template sees it: transformers puts such a placeholder where a value is no JSON, as a date."""
+    return json.loads(json.dumps(value, default=lambda other: f"<{type(other).__name__}>"))
+
+
 def _digest(template: str, told: Mapping[str, Any], prompt: list) -> bytes:
-    return hashlib.sha256(json.dumps([template, told, prompt], default=str).encode("utf-8", "surrogatepass")).digest()
+    return hashlib.sha256(json.dumps([template, told, prompt]).encode("utf-8", "surrogatepass")).digest()
 
 
 Ask = Callable[[list[list[list[dict]]]], list[Answer]]
