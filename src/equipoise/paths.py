@@ -39,7 +39,7 @@ def check_new_file(path: Path, name: str) -> None:
     """Refuse a file that cannot be written; the folders above it are made.
 
     Args:
-        path: of a file that is not there yet.
+        path: of a file, or folder, that is not there yet.
         name: of the flag, for messages.
 
     Raises:

@@ -146,11 +146,13 @@ def _check(options: EvaluateOptions) -> None:
         check_task_name(task)
     outputs = options.output or ()
     for path in outputs:
-        if path.suffix not in WRITERS:
+        if path.suffix not in WRITERS and not path.exists():
             raise InputError(f"--output must end in one of {', '.join(WRITERS)}, got {path}")
         if outputs.count(path) > 1:
             raise InputError(f"each --output can be given once, got {path} twice")
         check_new_file(path, "--output")
+    if options.samples_output is not None and options.samples_output.is_file():
+        raise InputError(f"--samples_output {options.samples_output} exists; choose another name")
     if options.samples_output is not None:
         check_new_file(options.samples_output / uuid4().hex, "--samples_output")
 

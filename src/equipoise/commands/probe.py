@@ -39,7 +39,7 @@ from equipoise.models.prompts import encoded_prompts
 from equipoise.models.randomness import seeded
 from equipoise.models.sampling import Completion, Sampler, evaluation_mode, rewards_of
 from equipoise.models.statistics_head import add_statistics_head
-from equipoise.paths import check_new_folder
+from equipoise.paths import check_new_file
 from equipoise.polarity import entropy_polarity, expansion_threshold
 from equipoise.progress import progress_bar
 from equipoise.settings.run import RunSettings
@@ -117,7 +117,7 @@ def probe(options: ProbeOptions) -> dict[str, Any]:
     Raises:
         InputError: an output that exists, a model or data that cannot be loaded, rewards that give no advantage.
     """
-    check_new_folder(options.output, "--output")
+    check_new_file(options.output, "--output")
     settings, sampling = _settings(options), options.sampling
     told = _template_kwargs(options)
     task = load_task(settings)
