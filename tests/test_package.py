@@ -15,7 +15,7 @@ HOSTS = ["transformers", "trl", "verl", "triton", "accelerate", "datasets"]
 HOUSE = SOURCE.parents[1] / "docs" / "house.md"
 
 ORDER = [
-    {"errors", "types", "files", "inputs", "interrupts", "progress", "splitmix"},
+    {"errors", "types", "files", "inputs", "interrupts", "paths", "progress", "splitmix"},
     {"statistics"},
     {"ratios", "clipping", "polarity", "balance", "entropy_control", "aggregation"},
     {"objectives"},

@@ -27,6 +27,10 @@ TIE = 1e-9
 """A share this close below the target has reached it: the target is often an exact tie of float64 sums."""
 
 
+MOST_POINTS = 10_000
+"""Of a grid: every update sums into so many bins."""
+
+
 @dataclass(frozen=True)
 class BoundGrid:
     """The grid the bounds are searched on: absolute ratio bounds, each as (start, end), and the steps.
@@ -49,8 +53,10 @@ class BoundGrid:
         if not (1 <= self.high[0] <= self.high[1] < math.inf):
             raise ValueError(f"high must satisfy 1 <= high[0] <= high[1] < inf, got high={self.high}")
         for name in ("low_step", "high_step"):
-            value = getattr(self, name)
+            value, (start, end) = getattr(self, name), getattr(self, name.removesuffix("_step"))
             require(name, value, "positive and finite", 0 < value < math.inf)
+            holds = (end - start) / value <= MOST_POINTS
+            require(name, value, f"so large that there are at most {MOST_POINTS:,} steps from {start} to {end}", holds)
 
     @classmethod
     def fixed(cls, bounds: ClipBounds) -> "BoundGrid":

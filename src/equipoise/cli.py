@@ -18,11 +18,13 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any
 
 from equipoise import __version__
 from equipoise.errors import InputError, did_you_mean, shortened
 from equipoise.interrupts import Interrupted, handled, raise_interrupted
+from equipoise.paths import check_path
 from equipoise.settings.data_keys import GONE, now_written
 
 
@@ -58,6 +60,9 @@ COMMANDS = {
     "report": Command("report:report", "one page of curves and coloured tokens, from run folders"),
     "doctor": Command("doctor:doctor", "what is wrong with a run, a configuration or a model, and what to change"),
 }
+
+NAMES = ("model", "models", "target")
+"""Options whose text may be a path."""
 
 IN_SEVERAL_PROCESSES = ("train",)
 """What `accelerate launch` may start in more than one."""
@@ -177,6 +182,9 @@ def _parsed(name: str, command: Callable, words: list[str]) -> tuple[Any, ...]:
     for key, value in _flat(options).items():
         if value == ():
             raise InputError(f"{key} needs at least one value; see equipoise {name} --help")
+        for word in value if isinstance(value, tuple) else (value,):
+            if isinstance(word, Path) or key in NAMES:
+                check_path(word, key)
     if COMMANDS[name].takes_keys:
         from equipoise.settings.reading import read_flags
 

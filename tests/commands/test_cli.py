@@ -293,7 +293,7 @@ def test_interrupted_before_the_first_update_nothing_is_left(workplace, monkeypa
         (["model", "--task", "calculator"], "task calculator has episodes, which only a run evaluates"),
         (["model", "--dataset", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
         (["model", "--task", "ladder", "--k", "32"], "--k must be from 1 to --samples=16"),
-        (["model", "--task", "ladder", "--temperature", "0"], "--temperature must be > 0"),
+        (["model", "--task", "ladder", "--temperature", "0"], "--temperature must be >= 1e-6"),
         (["model", "model", "--task", "ladder"], "each model can be given once"),
         (["model", "--task", "ladder", "--output", "data.jsonl"], "output data.jsonl exists"),
         (["model", "--task", "ladder", "--sampels", "x"], "flag --sampels is not known"),

@@ -299,7 +299,7 @@ def test_the_command_prints_tables_or_json(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--processes", "0"], "--processes must be > 0, got --processes=0"),
+        (["--processes", "0"], "--processes must be > 0 and <= 1e9, got --processes=0"),
         (["--gpu_memory", "-1"], "--gpu_memory must be > 0"),
         (["--accelerate", "nowhere.yaml"], "accelerate configuration nowhere.yaml cannot be read"),
         (["--architecture", "nowhere.json"], "architecture nowhere.json is no config.json"),

@@ -9,7 +9,8 @@ import torch
 
 from equipoise.cli import main
 from equipoise.commands.probe import ProbeOptions, ProbeSampling, StepOptions, _probe_batch, _Rollout
-from equipoise.models.loading import encoded_prompt, load_model, load_tokenizer
+from equipoise.models.loading import load_model, load_tokenizer
+from equipoise.models.prompts import encoded_prompts
 from equipoise.models.sampling import Sampler
 from equipoise.models.statistics_head import add_statistics_head
 from equipoise.models.warm_starts import warm_start_ladder
@@ -33,7 +34,7 @@ def probed(model, learning_rate=0.01, optimizer="sgd", batch_size=8):
     """One batch on four prompts, two completions each, in float64 as far as transformers lets it be."""
     tokenizer, policy = load_tokenizer(str(model)), load_model(str(model), on_cpu=True).eval().double()
     add_statistics_head(policy, temperature=1.0)
-    prompts = [encoded_prompt(tokenizer, prompt, 1) for prompt in ladder_task().train["prompt"][:4]]
+    prompts = encoded_prompts(tokenizer, ladder_task().train["prompt"][:4])
     torch.manual_seed(0)
     completions = Sampler(policy, tokenizer, 13, 64).completions([p for p in prompts for _ in range(2)], 1.0, print)
     rollout = _Rollout([p for p in prompts for _ in range(2)], completions, torch.tensor([1.0, -1] * 4), [1.0, 0] * 4)
@@ -101,8 +102,8 @@ def test_a_batch_gives_the_same_numbers_in_any_portions(model):
     [
         (["--prompts", "0"], "--prompts must be >= 1, got --prompts=0"),
         (["--generations", "1"], "--generations must be >= 2, got --generations=1"),
-        (["--learning_rate", "0"], "--learning_rate must be > 0 and finite, got --learning_rate=0.0"),
-        (["--temperature", "-1"], "--temperature must be > 0 and finite, got --temperature=-1.0"),
+        (["--learning_rate", "0"], "--learning_rate must be > 0 and <= 1e6, got --learning_rate=0.0"),
+        (["--temperature", "-1"], "--temperature must be >= 1e-6 and <= 1e6, got --temperature=-1.0"),
         (["--prompts", "5000"], "need 10000 prompts, the data has 1659"),
         (["--max_new_tokens", "1"], "got equal rewards"),
     ],

@@ -5,7 +5,8 @@ from datasets import Dataset
 from trainer_setup import character_tokenizer
 
 from equipoise.errors import InputError
-from equipoise.models.loading import check_prompts, encoded_prompt, template_settings
+from equipoise.models.loading import template_settings
+from equipoise.models.prompts import check_prompts, encoded_prompts
 
 TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'user' %}1{{ m.content | trim }}{% elif m.role == 'assistant' %}"
@@ -23,6 +24,12 @@ def tokenizer():
 
 def text(tokenizer, ids):
     return "".join(tokenizer.convert_ids_to_tokens(ids))
+
+
+def encoded_prompt(tokenizer, prompt, row, told=None):
+    """Of one prompt."""
+    (ids,) = encoded_prompts(tokenizer, [prompt], told, rows=[row])
+    return ids
 
 
 def user(content):

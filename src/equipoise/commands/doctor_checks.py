@@ -14,7 +14,7 @@ from torch import Tensor
 from equipoise.diagnostics.doctor import Finding, not_checked, ok, warning, wrong
 from equipoise.errors import InputError
 from equipoise.models.behavior_logprobs import recorded_generation
-from equipoise.models.loading import encoded_prompt
+from equipoise.models.prompts import encoded_prompts
 from equipoise.models.randomness import seeded
 from equipoise.models.sampling import Completion, Sampler, evaluation_mode, rewards_of
 from equipoise.models.statistics_head import add_statistics_head
@@ -179,8 +179,7 @@ def compare_logprobs(
             size = min(len(tokenizer), model.get_input_embeddings().weight.shape[0])
             ids = [torch.randint(0, size, (length,)).tolist() for length in range(SEQUENCES + 1, 1, -1)]
         else:
-            numbered = enumerate(prompts[:SEQUENCES], start=1)
-            ids = [encoded_prompt(tokenizer, prompt, row, template_kwargs) for row, prompt in numbered]
+            ids = encoded_prompts(tokenizer, prompts[:SEQUENCES], template_kwargs)
         # Different lengths, so that there is padding; the longest first, as the sampler takes them.
         ids = sorted((prompt[min(i, len(prompt) - 1) :] for i, prompt in enumerate(ids)), key=len, reverse=True)
         sampler = Sampler(model, tokenizer, NEW_TOKENS, len(ids))

@@ -2,9 +2,11 @@
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
+from uuid import uuid4
 
 import torch
 from datasets import Dataset
@@ -19,15 +21,19 @@ from equipoise.diagnostics.run_folder import is_run_folder, model_of
 from equipoise.errors import InputError, require
 from equipoise.files import write_at_once
 from equipoise.models.evaluation import Evaluation
-from equipoise.models.loading import check_prompts, encoded_prompt, load_model, load_tokenizer, template_settings
+from equipoise.models.loading import load_model, load_tokenizer, template_settings
+from equipoise.models.prompts import encoded_prompts
 from equipoise.models.resumable_evaluation import SampleFile, data_fingerprint, evaluate_in_batches
 from equipoise.models.sampling import Sampler
 from equipoise.models.vllm_sampling import VllmSampler, vllm_engine
+from equipoise.paths import check_new_file
 from equipoise.settings.task_loading import evaluation_task
 from equipoise.tasks import RewardFunction, check_task_name
 from equipoise.trl import run
 
 DEFAULT_MAX_NEW_TOKENS = 512
+MOST = {"samples": 2**20, "max_new_tokens": 2**24, "batch_size": 2**20, "prompts": 2**31}
+"""Of numbers that cost: beyond these they overflow, or mean something else."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +52,11 @@ class SamplingOptions:
     def __post_init__(self) -> None:
         if self.samples < 1 or any(not 1 <= k <= self.samples for k in self.k):
             raise InputError(f"--k must be from 1 to --samples={self.samples}, got {list(self.k)}")
-        require("--temperature", self.temperature, "> 0", self.temperature > 0)
-        for name in ("max_new_tokens", "batch_size", "prompts"):
+        require("--temperature", self.temperature, ">= 1e-6 and <= 1e6", 1e-6 <= self.temperature <= 1e6)
+        require("--seed", self.seed, ">= 0 and < 2**32", 0 <= self.seed < 2**32)
+        for name, most in MOST.items():
             value = getattr(self, name)
-            require(f"--{name}", value, ">= 1", value is None or value >= 1)
+            require(f"--{name}", value, f">= 1 and <= {most}", value is None or 1 <= value <= most)
 
 
 @dataclass(frozen=True)
@@ -109,10 +116,21 @@ def evaluate_models(options: EvaluateOptions) -> dict[str, dict[str, Evaluation]
     evaluations = {name: _evaluate(name, data, files[name], options) for name, data in held_out.items()}
     numbers = {name: {b: e.as_dict() for b, e in found.items()} for name, found in evaluations.items()}
     print_evaluations(numbers)
-    for path in options.output or []:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_at_once(path, WRITERS[path.suffix](numbers))
+    _write(options.output or (), numbers)
     return evaluations
+
+
+def _write(outputs: Sequence[Path], numbers: dict[str, dict[str, Any]]) -> None:
+    """Writes each output; where one cannot be written after all, the numbers are printed before that is said."""
+    failures = []
+    for path in outputs:
+        try:
+            write_at_once(path, WRITERS[path.suffix](numbers))
+        except OSError as error:
+            failures.append(f"--output {path} cannot be written: {error.strerror or error}")
+    if failures:
+        print(json.dumps(numbers, indent=2))
+        raise InputError(f"{'; '.join(failures)}; the results are on standard output, as JSON")
 
 
 WRITERS = {
@@ -126,13 +144,17 @@ WRITERS = {
 def _check(options: EvaluateOptions) -> None:
     for task in options.data.tasks:
         check_task_name(task)
-    for path in options.output or []:
-        if path.exists():
-            raise InputError(f"output {path} exists; choose another name")
-        if path.suffix not in WRITERS:
+    outputs = options.output or ()
+    for path in outputs:
+        if path.suffix not in WRITERS and not path.exists():
             raise InputError(f"--output must end in one of {', '.join(WRITERS)}, got {path}")
+        if outputs.count(path) > 1:
+            raise InputError(f"each --output can be given once, got {path} twice")
+        check_new_file(path, "--output")
     if options.samples_output is not None and options.samples_output.is_file():
-        raise InputError(f"output {options.samples_output} exists; choose another name")
+        raise InputError(f"--samples_output {options.samples_output} exists; choose another name")
+    if options.samples_output is not None:
+        check_new_file(options.samples_output / uuid4().hex, "--samples_output")
 
 
 def _benchmarks(name: str, options: EvaluateOptions) -> list[HeldOut]:
@@ -191,24 +213,20 @@ def _sample_files(number: int, name: str, benchmarks: list[HeldOut], options: Ev
     return files
 
 
-def _encoded(tokenizer: Any, data: HeldOut) -> list[list[int]]:
-    prompts = enumerate(data.dataset["prompt"], start=1)
-    return [encoded_prompt(tokenizer, prompt, row, data.template_kwargs) for row, prompt in prompts]
-
-
 def _evaluate(name: str, benchmarks: list[HeldOut], files: list, options: EvaluateOptions) -> dict[str, Evaluation]:
     """The evaluations of one model, which is loaded once."""
     tokenizer, sampling = load_tokenizer(model_of(name)), options.sampling
-    for data in benchmarks:
-        check_prompts(data.dataset, tokenizer, name, data.template_kwargs)
+    encoded = [
+        encoded_prompts(tokenizer, data.dataset["prompt"][:], data.template_kwargs, model=name) for data in benchmarks
+    ]
     sampler = _sampler(name, tokenizer, sampling)
     evaluations = {}
-    for data, file in zip(benchmarks, files, strict=True):
+    for data, prompt_ids, file in zip(benchmarks, encoded, files, strict=True):
         sampler.max_new_tokens = data.max_new_tokens
         evaluations[data.name] = evaluate_in_batches(
             sampler,
             data.dataset,
-            _encoded(tokenizer, data),
+            prompt_ids,
             data.reward,
             num_samples=sampling.samples,
             ks=sampling.k,

@@ -45,7 +45,7 @@ class PlanOptions:
     def __post_init__(self) -> None:
         for name in ("processes", "gpu_memory", "prompt_tokens"):
             value = getattr(self, name)
-            require(f"--{name}", value, "> 0", value is None or value > 0)
+            require(f"--{name}", value, "> 0 and <= 1e9", value is None or 0 < value <= 1e9)
 
 
 def plan(values: dict[str, Any], options: PlanOptions) -> Plan:

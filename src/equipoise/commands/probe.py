@@ -8,8 +8,7 @@ forward pass); then the weights go back. Nothing on disk is changed but the new 
 import csv
 import json
 import logging
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -35,10 +34,12 @@ from equipoise.diagnostics.probe_figure import probe_figure
 from equipoise.diagnostics.run_folder import is_run_folder, model_of
 from equipoise.errors import InputError, require
 from equipoise.files import folder_at_once, writing
-from equipoise.models.loading import encoded_prompt, load_model, load_tokenizer, template_settings
+from equipoise.models.loading import load_model, load_tokenizer, template_settings
+from equipoise.models.prompts import encoded_prompts
 from equipoise.models.randomness import seeded
 from equipoise.models.sampling import Completion, Sampler, evaluation_mode, rewards_of
 from equipoise.models.statistics_head import add_statistics_head
+from equipoise.paths import check_new_file
 from equipoise.polarity import entropy_polarity, expansion_threshold
 from equipoise.progress import progress_bar
 from equipoise.settings.run import RunSettings
@@ -50,7 +51,10 @@ from equipoise.types import TokenStatistics
 logger = logging.getLogger("equipoise")
 
 VOCABULARY_TOKENS = 50
-LEAST = {"prompts": 1, "generations": 2, "batches": 1, "batch_size": 1, "max_new_tokens": 1}
+BOUNDS = {
+    "prompts": (1, 2**20), "generations": (2, 2**20), "batches": (1, 2**20), "batch_size": (1, 2**20),
+    "max_new_tokens": (1, 2**24),
+}  # fmt: skip
 MEANINGLESS = 0.5
 """Relative remainder of the first order above which a probe says so."""
 
@@ -63,7 +67,7 @@ class StepOptions:
     learning_rate: float = field(default=1e-5, metadata={"help": "Of the step."})
 
     def __post_init__(self) -> None:
-        require("--learning_rate", self.learning_rate, "> 0 and finite", 0 < self.learning_rate < math.inf)
+        require("--learning_rate", self.learning_rate, "> 0 and <= 1e6", 0 < self.learning_rate <= 1e6)
 
 
 @dataclass(frozen=True)
@@ -79,10 +83,11 @@ class ProbeSampling:
     seed: int = field(default=0, metadata={"help": "Of prompts and samples."})
 
     def __post_init__(self) -> None:
-        require("--temperature", self.temperature, "> 0 and finite", 0 < self.temperature < math.inf)
-        for name, least in LEAST.items():
+        require("--temperature", self.temperature, ">= 1e-6 and <= 1e6", 1e-6 <= self.temperature <= 1e6)
+        require("--seed", self.seed, ">= 0 and < 2**32", 0 <= self.seed < 2**32)
+        for name, (least, most) in BOUNDS.items():
             value = getattr(self, name)
-            require(f"--{name}", value, f">= {least}", value is None or value >= least)
+            require(f"--{name}", value, f">= {least} and <= {most}", value is None or least <= value <= most)
 
 
 @dataclass(frozen=True)
@@ -112,8 +117,7 @@ def probe(options: ProbeOptions) -> dict[str, Any]:
     Raises:
         InputError: an output that exists, a model or data that cannot be loaded, rewards that give no advantage.
     """
-    if options.output.exists():
-        raise InputError(f"--output {options.output} exists; choose another folder")
+    check_new_file(options.output, "--output")
     settings, sampling = _settings(options), options.sampling
     told = _template_kwargs(options)
     task = load_task(settings)
@@ -136,10 +140,13 @@ def probe(options: ProbeOptions) -> dict[str, Any]:
     bar = progress_bar("probe", sampling.batches, "batch")
     with bar, evaluation_mode(model), seeded(sampling.seed):
         order = torch.randperm(len(task.train))[:needed].tolist()
+        prompts = task.train.select(order)["prompt"][:]
+        ids = encoded_prompts(tokenizer, prompts, told, model=options.model, rows=[row + 1 for row in order])
         for number in range(sampling.batches):
             bar.update(number - bar.n)
-            rows = task.train.select(order[number * sampling.prompts : (number + 1) * sampling.prompts])
-            rollout = _sample(sampler, _encoded(tokenizer, rows, told), rows, task, sampling)
+            part = slice(number * sampling.prompts, (number + 1) * sampling.prompts)
+            rows = task.train.select(order[part])
+            rollout = _sample(sampler, ids[part], rows, task, sampling)
             if not rollout.advantages.any():
                 continue  # no gradient
             tokens, summary = _probe_batch(model, rollout, options, number)
@@ -190,10 +197,6 @@ class _Rollout:
     completions: list[Completion]
     advantages: Tensor
     rewards: list[float]
-
-
-def _encoded(tokenizer: Any, rows: Dataset, told: Mapping[str, Any]) -> list[list[int]]:
-    return [encoded_prompt(tokenizer, prompt, row, told) for row, prompt in enumerate(rows["prompt"], start=1)]
 
 
 def _sample(sampler: Sampler, ids: list[list[int]], rows: Dataset, task: Task, sampling: ProbeSampling) -> _Rollout:

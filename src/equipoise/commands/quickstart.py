@@ -14,7 +14,7 @@ from equipoise.diagnostics.figure import comparison_figure
 from equipoise.diagnostics.report import write_report
 from equipoise.diagnostics.run_folder import MODEL_FOLDER, is_run_folder
 from equipoise.diagnostics.runs import read_run
-from equipoise.errors import InputError
+from equipoise.errors import InputError, require
 from equipoise.models.architectures import recipe_folder
 from equipoise.models.warm_starts import warm_start_ladder
 from equipoise.settings.reading import read_yaml
@@ -39,6 +39,9 @@ class QuickstartOptions:
         metadata={"help": "New folder, or one of a quick start with the same seed, which is continued."},
     )
     seed: int = field(default=0, metadata={"help": "Of the warm start and of both runs."})
+
+    def __post_init__(self) -> None:
+        require("--seed", self.seed, ">= 0 and < 2**32", 0 <= self.seed < 2**32)
 
 
 def quickstart(options: QuickstartOptions) -> None:

@@ -1,6 +1,5 @@
 """`equipoise report`: one page of run folders, or the page of a run in progress."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +21,8 @@ class LiveOptions:
     refresh: float = field(default=10.0, metadata={"help": "Seconds between two readings."})
 
     def __post_init__(self) -> None:
-        require("--refresh", self.refresh, ">= 1 and finite", 1 <= self.refresh < math.inf)
+        require("--refresh", self.refresh, ">= 1 and <= 1e6", 1 <= self.refresh <= 1e6)
+        require("--port", self.port, "in [0, 65535]", 0 <= self.port <= 65535)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ class WarmStartOptions:
     seed: int = field(default=0, metadata={"help": "Of weights and data."})
 
     def __post_init__(self) -> None:
-        require("--steps", self.steps, ">= 1", self.steps is None or self.steps >= 1)
+        require("--steps", self.steps, ">= 1 and < 2**31", self.steps is None or 1 <= self.steps < 2**31)
+        require("--seed", self.seed, ">= 0 and < 2**32", 0 <= self.seed < 2**32)
 
 
 def warm_start(options: WarmStartOptions) -> Path:

@@ -10,8 +10,8 @@ from typing import Any
 from equipoise.errors import InputError, shortened
 from equipoise.inputs.regular_files import called, file_bytes, open_regular
 
-MOST_BYTES = 8 * 1024 * 1024
-"""Of a file that is one JSON value."""
+MOST_BYTES = 32 * 1024 * 1024
+"""Of a file that is one JSON value: the index of a model of 90,000 tensors has 9 MB."""
 
 MOST_LINE_BYTES = 1024 * 1024
 """Of a line of a file of JSON lines; the widest of a run has some 10 kB."""

@@ -7,7 +7,9 @@ from typing import Any
 
 import equipoise
 from equipoise.errors import InputError
-from equipoise.inputs.json_text import json_object
+from equipoise.models.folders import CONFIG, checked_config
+from equipoise.paths import check_path
+from equipoise.tasks.datasets import one_line
 
 
 def recipe_folder() -> Path:
@@ -28,11 +30,14 @@ def architecture(model: str, file: Path | None = None) -> Any:
     """
     from transformers import AutoConfig
 
+    check_path(model, "model")
     shipped = recipe_folder() / "architectures" / (model.replace("/", "--") + ".json")
     if file is None and not (Path(model) / "config.json").is_file() and shipped.is_file():
         file = shipped
     if file is not None:
         return _from_file(file)
+    if (Path(model) / CONFIG).is_file():
+        checked_config(Path(model) / CONFIG)
     try:
         return AutoConfig.from_pretrained(model).get_text_config()
     except Exception as error:  # transformers raises nearly everything for a model that it cannot read
@@ -47,10 +52,11 @@ def _from_file(file: Path) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.for_model(**json_object(file)).get_text_config()
+        return AutoConfig.for_model(**checked_config(file)).get_text_config()
+    except InputError as error:
+        raise InputError(f"architecture {file} is no config.json of a model: {error}") from error
     except Exception as error:  # transformers raises nearly everything for values that it cannot use
-        cause = " ".join(str(error).split())
-        raise InputError(f"architecture {file} is no config.json of a model: {cause[:200]}") from error
+        raise InputError(f"architecture {file} is no config.json of a model: {one_line(error, 200)}") from error
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from equipoise.diagnostics.estimators import bootstrap_interval, distinct_at_k, 
 from equipoise.errors import InputError, require
 from equipoise.files import write_at_once
 from equipoise.models.evaluation_ranks import EvaluationRanks, seed_of
-from equipoise.models.loading import encoded_prompt
+from equipoise.models.prompts import encoded_prompts
 from equipoise.models.randomness import seeded
 from equipoise.models.sampling import Completion, Sampler, evaluation_mode, rewards_of
 from equipoise.progress import progress_bar
@@ -139,8 +139,7 @@ def evaluate_policy(
     """
     ranks = ranks or EvaluationRanks()
     check_settings(dataset, num_samples, ks, temperature, max_new_tokens, batch_size)
-    numbered = enumerate(dataset["prompt"], start=1)
-    prompt_ids = [encoded_prompt(tokenizer, prompt, row, template_kwargs) for row, prompt in numbered]
+    prompt_ids = encoded_prompts(tokenizer, dataset["prompt"][:], template_kwargs)
     own = ranks.part(len(prompt_ids))
     seeds = [seed_of(seed, row, number) for row in own for number in range(num_samples)] if ranks.own_seeds else None
     sampler = Sampler(model, tokenizer, max_new_tokens, batch_size, ranks=ranks)

@@ -1,20 +1,18 @@
-"""Models and tokenizers by folder or hub id, and prompts as their tokens; every failure is one line."""
+"""Models and tokenizers by folder or hub id; every failure is one line."""
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from equipoise.errors import InputError
 from equipoise.inputs.yaml_text import YamlError, yaml_value
+from equipoise.models.folders import check_model_folder
+from equipoise.paths import check_path
 from equipoise.settings.run import AdapterSettings
-from equipoise.tasks.datasets import one_line, shortened
-
-Result = TypeVar("Result")
+from equipoise.tasks.datasets import shortened
 
 
 def load_model(name: str, *, on_cpu: bool, trust_remote_code: bool = False, **init_kwargs: Any) -> PreTrainedModel:
@@ -24,7 +22,16 @@ def load_model(name: str, *, on_cpu: bool, trust_remote_code: bool = False, **in
         InputError: naming the folder or id, when there is no such model or it cannot be read.
     """
     init_kwargs.setdefault("dtype", torch.float32 if on_cpu else "auto")
-    return _loaded(AutoModelForCausalLM, name, trust_remote_code=trust_remote_code, **init_kwargs)
+    check_path(name, "model")
+    if (Path(name) / "config.json").is_file() and not _is_adapter(name):
+        check_model_folder(Path(name))
+    model, found = _loaded(
+        AutoModelForCausalLM, name, trust_remote_code=trust_remote_code, output_loading_info=True, **init_kwargs
+    )
+    if found["missing_keys"]:
+        missing = sorted(found["missing_keys"])
+        raise InputError(f"model {name}: its weights lack {len(missing)} tensors that it needs, as {missing[0]}")
+    return model
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -61,6 +68,7 @@ def lora_config(settings: AdapterSettings) -> Any:
 
 
 def _loaded(auto_class: Any, name: str, **kwargs: Any) -> Any:
+    check_path(name, "model")
     if Path(name).exists() and not (Path(name) / "config.json").exists() and not _is_adapter(name):
         raise InputError(f"model {name} is no model folder: it has no config.json")
     try:
@@ -91,69 +99,3 @@ def template_settings(value: Any, key: str = "chat_template_kwargs") -> dict[str
     if read is not None and not (isinstance(read, Mapping) and all(isinstance(name, str) for name in read)):
         raise InputError(f'{key} must be a mapping such as {{"enable_thinking": false}}, got {shortened(value)}')
     return dict(read or {})
-
-
-def encoded_prompt(
-    tokenizer: Any, prompt: str | list, row: int, template_kwargs: Mapping[str, Any] | None = None
-) -> list[int]:
-    """Token ids of a prompt, as training forms it: text as it is, chat messages through the chat template.
-
-    Args:
-        tokenizer: of the model.
-        prompt: text or chat messages.
-        row: for messages, from 1.
-        template_kwargs: what the template is told beside the messages, as `chat_template_kwargs` of a run.
-
-    Raises:
-        InputError: naming the row, for chat messages without a template, for text the tokenizer cannot encode, and for
-            a message that the template leaves out: its role is one that the template does not know.
-    """
-    if isinstance(prompt, str):
-        return _encoded(lambda: list(tokenizer(prompt)["input_ids"]), prompt, row)
-    if getattr(tokenizer, "chat_template", None) is None:
-        raise InputError(f"row {row}: the prompt is a list of chat messages, but the tokenizer has no chat template")
-    apply = functools.partial(tokenizer.apply_chat_template, add_generation_prompt=True, **template_kwargs or {})
-    left_out = _encoded(lambda: _left_out(functools.partial(apply, tokenize=False), prompt), prompt, row)
-    if left_out is not None:
-        raise InputError(
-            f"row {row}: the chat template leaves out the message of the role {left_out.get('role')!r}, got"
-            f" {shortened(left_out.get('content'))}; use a role that it knows, such as 'user'"
-        )
-    return _encoded(lambda: list(apply(prompt, tokenize=True, return_dict=True)["input_ids"]), prompt, row)
-
-
-def _encoded(encode: Callable[[], Result], prompt: str | list, row: int) -> Result:
-    try:
-        return encode()
-    except Exception as error:  # tokenizers and templates raise plain exceptions
-        raise InputError(f"row {row}: the prompt {shortened(prompt)} cannot be encoded ({one_line(error)})") from error
-
-
-def _left_out(render: Callable[[list], str], messages: list) -> dict | None:
-    """The first message whose content changes nothing of what the template makes of all; None when all count.
-
-    Templates trim and rewrite content, so that looking for it in the result would not do.
-    """
-    whole = render(messages)
-    for index, message in enumerate(messages):
-        content = message.get("content")
-        if isinstance(content, str) and content.strip():
-            other: Any = content + "\n#other#"
-        elif isinstance(content, list) and content:
-            other = [*content, {"type": "text", "text": "#other#"}]
-        else:
-            continue
-        if render([*messages[:index], {**message, "content": other}, *messages[index + 1 :]]) == whole:
-            return message
-    return None
-
-
-def check_prompts(
-    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, model: str, template_kwargs: Mapping[str, Any] | None = None
-) -> None:
-    """Refuse, before training, prompts that `encoded_prompt` refuses for the model (the first 10,000 are tried)."""
-    for row, prompt in enumerate(dataset.select(range(min(len(dataset), 10_000)))["prompt"], start=1):
-        try:
-            encoded_prompt(tokenizer, prompt, row, template_kwargs)
-        except InputError as error:
-            raise InputError(f"model {model}, {error}") from error

@@ -10,7 +10,7 @@ from typing import Any
 from datasets import Dataset
 
 from equipoise.errors import InputError
-from equipoise.files import write_at_once
+from equipoise.files import write_at_once, writing
 from equipoise.models.evaluation import Evaluation, check_settings, sample_records, summary
 from equipoise.models.randomness import seeded
 from equipoise.progress import progress_bar
@@ -95,8 +95,8 @@ class SampleFile:
                 raise InputError(f"{self.path} exists without {self.settings_path.name}; choose another folder")
             return
         try:
-            made_with = json.loads(self.settings_path.read_text(encoding="utf-8"))
-        except ValueError as error:
+            made_with = dict(json.loads(self.settings_path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError, OSError) as error:
             raise InputError(f"{self.settings_path} is damaged ({error}); remove it and {self.path.name}") from error
         for key in self.settings | made_with:
             if made_with.get(key) != self.settings.get(key):
@@ -112,14 +112,15 @@ class SampleFile:
             InputError: as `check`.
         """
         self.check()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_at_once(self.settings_path, json.dumps(self.settings, indent=2) + "\n")
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+        with writing(f"samples {self.path}"):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_at_once(self.settings_path, json.dumps(self.settings, indent=2) + "\n")
+        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines() if self.path.exists() else []
         records = []
         for line in lines:
             try:
-                records.append(json.loads(line))
-            except ValueError:  # cut off by an interruption
+                records.append(dict(json.loads(line)))
+            except (ValueError, TypeError):  # cut off by an interruption
                 break
         if len(records) < self.settings["num_prompts"]:
             records = records[: len(records) // at_once * at_once]
@@ -128,8 +129,13 @@ class SampleFile:
         return records
 
     def append(self, records: list[dict[str, Any]]) -> None:
-        """Write the records of a batch; they are on disk when this returns."""
-        with self.path.open("a", encoding="utf-8") as file:
+        """Write the records of a batch; they are on disk when this returns.
+
+        Raises:
+            InputError: they cannot be written.
+        """
+        advice = "; what was sampled before is kept: once that is mended, the same command goes on"
+        with writing(f"samples {self.path}", advice), self.path.open("a", encoding="utf-8") as file:
             file.write("".join(map(_line, records)))
             file.flush()
             os.fsync(file.fileno())

@@ -63,7 +63,7 @@ class PolaritySettings:
         default=None,
         metadata={
             "help": "Weigh by tanh(|T| / papo_tanh_scale), T the tendency in nats, so that tokens that hardly move the "
-            "entropy keep their advantage; > 0. Unset: by the sign of the polarity alone."
+            "entropy keep their advantage; >= 1e-6. Unset: by the sign of the polarity alone."
         },
     )
     papo_reference_entropy: float | None = field(
@@ -107,7 +107,7 @@ class PolaritySettings:
                 )
         self._controller()
         scale = self.papo_tanh_scale
-        require("papo_tanh_scale", scale, "> 0 and finite", scale is None or 0 < scale < math.inf)
+        require("papo_tanh_scale", scale, ">= 1e-6 and finite", scale is None or 1e-6 <= scale < math.inf)
 
     def polarity_controller(self) -> PolarityController | None:
         """A fresh controller with these settings; None without PAPO."""

@@ -171,6 +171,8 @@ def _ordinary(value: Any, depth: int = 0) -> Any:
         raise ValueError
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise ValueError
+    if isinstance(value, enum.Enum):  # of the hosts: a file holds what they stand for
+        return value.value
     return float(value) if isinstance(value, Number) else value
 
 

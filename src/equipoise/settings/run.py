@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from equipoise.errors import InputError, require
 from equipoise.settings.presets import PRESETS
 
+MOST_SAMPLES = 2**20
+
 # Names of tasks are checked by the tasks themselves, which load the libraries of data: not to be paid for a `--help`.
 
 
@@ -89,6 +91,9 @@ class EnvironmentSettings:
                 "environment needs a data set of prompts (dataset: FILE) and brings its own reward, "
                 f"got task={task!r} and reward={reward!r}"
             )
+        steps, seconds = self.environment_steps, self.environment_seconds
+        require("environment_steps", steps, ">= 1", steps >= 1, error=InputError)
+        require("environment_seconds", seconds, "> 0 and <= 1e6", 0 < seconds <= 1e6, error=InputError)
         fraction = self.max_failed_fraction
         require("max_failed_fraction", fraction, "in (0, 1]", 0 < fraction <= 1, error=InputError)
 
@@ -107,9 +112,9 @@ class EvaluationSettings:
     def _check_evaluation(self) -> None:
         prompts = self.evaluate_prompts
         require("evaluate_prompts", prompts, ">= 1", prompts is None or prompts >= 1, error=InputError)
-        for name, least in {"evaluate_every": 0, "evaluate_samples": 1}.items():
+        for name, (least, most) in {"evaluate_every": (0, 2**31), "evaluate_samples": (1, MOST_SAMPLES)}.items():
             value = getattr(self, name)
-            require(name, value, f">= {least}", value >= least, error=InputError)
+            require(name, value, f">= {least} and <= {most}", least <= value <= most, error=InputError)
         if not self.evaluate_k or any(not 1 <= k <= self.evaluate_samples for k in self.evaluate_k):
             raise InputError(
                 f"evaluate_k must be numbers from 1 to evaluate_samples={self.evaluate_samples}, "
@@ -129,6 +134,14 @@ class AdapterSettings:
         default=None, metadata={"help": "Modules that get an adapter; unset: peft's choice for the architecture."}
     )
 
+    def _check_adapter(self) -> None:
+        for name in ("lora_r", "lora_alpha"):
+            value = getattr(self, name)
+            require(name, value, ">= 1 and <= 65536", 1 <= value <= 65536, error=InputError)
+        require("lora_dropout", self.lora_dropout, "in [0, 1)", 0 <= self.lora_dropout < 1, error=InputError)
+        if self.lora_target_modules is not None and not all(self.lora_target_modules or [""]):
+            raise InputError(f"lora_target_modules must name modules, got {self.lora_target_modules}")
+
 
 GROUPS: tuple[type, ...] = (ModelSettings, DataSettings, EnvironmentSettings, EvaluationSettings, AdapterSettings)
 """The groups of `RunSettings` in the order of `--help`; the docstring of each is its title."""
@@ -147,3 +160,4 @@ class RunSettings(AdapterSettings, EvaluationSettings, EnvironmentSettings, Data
         self._check_data()
         self._check_environment(str(self.task), self.reward)
         self._check_evaluation()
+        self._check_adapter()

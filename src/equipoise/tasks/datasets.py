@@ -20,6 +20,8 @@ import pyarrow.parquet
 from datasets import Dataset
 
 from equipoise.errors import InputError, shortened
+from equipoise.paths import check_path
+from equipoise.tasks.messages import MessageKinds, checked_prompt, present, prompt_features
 
 
 def load_examples(
@@ -52,7 +54,7 @@ def load_examples(
     """
     table = _hub_table(source, split) if _is_hub_id(source) else _file_table(source)
     _check_columns(table, prompt_column, answer_column)
-    prompts = _checked(table, prompt_column, _prompt)
+    prompts = _checked(table, prompt_column, functools.partial(_prompt, MessageKinds(), table.has_types))
     answers = _checked(table, answer_column, functools.partial(_answer, may_be_empty=empty_answers))
     if any(isinstance(answer, list) for answer in answers):
         answers = [answer if isinstance(answer, list) else [answer] for answer in answers]
@@ -68,7 +70,7 @@ def with_column(dataset: Dataset, name: str, values: list) -> Dataset:
     names = dataset.column_names if name in dataset.column_names else [*dataset.column_names, name]
     rest = [other for other in dataset.column_names if other != name]
     # Dataset.add_column cannot take chat messages.
-    column = Dataset.from_dict({name: values})
+    column = Dataset.from_dict({name: values}, features=prompt_features(values) if name == "prompt" else None)
     if not rest:
         return column
     return datasets.concatenate_datasets([dataset.select_columns(rest), column], axis=1).select_columns(names)
@@ -76,7 +78,10 @@ def with_column(dataset: Dataset, name: str, values: list) -> Dataset:
 
 def one_line(error: BaseException, limit: int = 300) -> str:
     """The type and message of an error on one line."""
-    text = " ".join(str(error).split())
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # of an exception class of the user's
+        text = ""
     return f"{type(error).__name__}: {text[:limit]}" if text else type(error).__name__
 
 
@@ -95,6 +100,11 @@ class _Table:
     row_names: Sequence[str]
 
     @property
+    def has_types(self) -> bool:
+        """Whether each column has one type, in which a missing key of a message is None."""
+        return isinstance(self.columns, Dataset)
+
+    @property
     def names(self) -> list[str]:
         return self.columns.column_names if isinstance(self.columns, Dataset) else list(self.columns)
 
@@ -111,10 +121,8 @@ class _Table:
 
     def standardized(self, prompts: list, answers: list, others: list[str]) -> Dataset:
         """A data set of the prompts, the answers and the other columns."""
-        try:
-            chosen = Dataset.from_dict({"prompt": prompts, "answer": answers})
-        except (pyarrow.ArrowException, OverflowError) as error:  # other keys of chat messages
-            raise InputError(f"{self.source}: the prompts mix types of value ({one_line(error)})") from error
+        chosen = with_column(Dataset.from_dict({"answer": answers}), "prompt", prompts)
+        chosen = chosen.select_columns(["prompt", "answer"])
         if not others:
             return chosen
         if isinstance(self.columns, Dataset):
@@ -133,9 +141,23 @@ class _Table:
 
 
 def _is_hub_id(source: str) -> bool:
-    path = Path(source).expanduser()
+    path = path_of(source)
     like_a_path = source.startswith((".", "~", "/", os.sep)) or path.suffix.lower() in _READERS
     return not (like_a_path or path.exists())
+
+
+def path_of(source: str) -> Path:
+    """Where a source would be on disk.
+
+    Raises:
+        InputError: it cannot be a path: too long, or in the home of a user that there is not.
+    """
+    try:
+        path = Path(source).expanduser()
+    except RuntimeError as error:  # ~nouser
+        raise InputError(f"{shortened(source)}: {error}") from error
+    check_path(path, "data set")
+    return path
 
 
 def _hub_table(source: str, split: str) -> _Table:
@@ -153,7 +175,7 @@ def _hub_table(source: str, split: str) -> _Table:
 
 
 def _file_table(source: str) -> _Table:
-    path = Path(source).expanduser()
+    path = path_of(source)
     if not path.exists():
         raise InputError(f"{source}: no such file")
     if path.is_dir():
@@ -294,24 +316,10 @@ def _checked(table: _Table, column: str, check: Callable[[Any], Any]) -> list:
     return values
 
 
-def _prompt(value: Any) -> Any:
-    if isinstance(value, str):
-        if not value.strip():
-            raise ValueError("the prompt must not be empty")
-        return value
-    if not isinstance(value, list) or not value:
-        raise ValueError("the prompt must be a string or a non-empty list of chat messages")
-    for message in value:
-        _check_message(message)
-    return value
-
-
-def _check_message(message: Any) -> None:
-    if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-        raise ValueError('every chat message must have "role" and "content"')
-    for key in ("role", "content"):
-        if not isinstance(message[key], str) or not message[key].strip():
-            raise ValueError(f'"{key}" of every chat message must be a non-empty string')
+def _prompt(kinds: MessageKinds, has_types: bool, value: Any) -> Any:
+    prompt = checked_prompt(value)
+    kinds.check(prompt)
+    return present(prompt) if has_types else prompt
 
 
 def _answer(value: Any, *, may_be_empty: bool = False) -> str | list[str]:

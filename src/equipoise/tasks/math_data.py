@@ -16,7 +16,7 @@ from datasets import Dataset
 
 from equipoise.errors import InputError
 from equipoise.tasks.answers import check_answers
-from equipoise.tasks.datasets import load_examples, shortened, with_column
+from equipoise.tasks.datasets import load_examples, path_of, shortened, with_column
 from equipoise.tasks.prompts import content_key, without_held_out
 from equipoise.tasks.rewards import reward_function, verifier_function
 from equipoise.tasks.task import Task
@@ -91,7 +91,7 @@ def math_task(name: str, parameters: Mapping[str, Any], *, reward: str = "math",
     ) -> Task:
         if limit < 0 or held_out < 0:
             raise ValueError(f"limit and held_out must be >= 0, got limit={limit} and held_out={held_out}")
-        if path != known.source and not Path(path).expanduser().exists():
+        if path != known.source and not path_of(path).exists():
             raise ValueError(f"path {path}: no such file")
         examples = load_examples(
             path, prompt_column=prompt_column, answer_column=answer_column, split=split, chat=chat, empty_answers=True

@@ -10,6 +10,7 @@ from datasets import Dataset
 
 from equipoise.errors import InputError
 from equipoise.tasks.datasets import with_column
+from equipoise.tasks.messages import alike
 from equipoise.tasks.prompts import without_held_out
 from equipoise.tasks.task import RewardFunction, Task
 
@@ -125,7 +126,7 @@ def _joined(parts: list[Dataset]) -> Dataset | None:
     if not parts:
         return None
     try:
-        return datasets.concatenate_datasets(parts)
+        return datasets.concatenate_datasets(alike(parts))
     except ValueError as error:  # the columns of one name must have one type
         raise InputError(
             f"the tasks of the mixture have columns of one name and different types: {' '.join(str(error).split())}"

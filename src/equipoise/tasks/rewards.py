@@ -29,6 +29,9 @@ logger = logging.getLogger("equipoise")
 COUNTED = ("unparsable", "timeout", "memory", "refused", "error", "bad_gold")
 """Outcomes whose share is logged as verification/OUTCOME_fraction."""
 
+MISSING = object()
+"""In the place of a function that a module does not have."""
+
 SLOW_SECONDS = 60.0
 """After which a call of a user's function that still runs is reported."""
 
@@ -194,9 +197,9 @@ def checked(reward: Callable[..., Any]) -> RewardFunction:
         with _reported_while_it_lasts(name):
             try:
                 returned = reward(prompts=prompts, completions=completions, **columns)
-            except InputError:
+            except (InputError, KeyboardInterrupt):
                 raise
-            except Exception as error:
+            except BaseException as error:  # also one that exits
                 raise InputError(f"reward function {name!r} raised {one_line(error)}{_place(error)}") from error
         if "log_metric" in columns:
             columns["log_metric"](f"reward/{name}_seconds", time.perf_counter() - begin)
@@ -218,7 +221,7 @@ def _reported_while_it_lasts(name: str) -> Iterator[None]:
         timer.cancel()
 
 
-def _place(error: Exception) -> str:
+def _place(error: BaseException) -> str:
     """Where the innermost frame of an exception is, as " (file, line 3)"; nothing for one raised by calling."""
     frames = traceback.extract_tb(error.__traceback__)[1:]  # the first is ours
     return f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
@@ -302,11 +305,13 @@ def imported(name: str, what: str) -> Callable[..., Any]:
     try:
         with modules_of_the_user():
             module = importlib.import_module(module_name)
-    except Exception as error:  # whatever the user's module raises while it is imported
+            function = getattr(module, attribute, MISSING)  # some modules make it only now
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever the user's module raises while it is imported, also one that exits
         raise InputError(f"{what} {name!r}: module {module_name!r} cannot be imported ({one_line(error)})") from error
-    if not hasattr(module, attribute):
+    if function is MISSING:
         raise InputError(f"{what} {name!r}: {getattr(module, '__file__', module_name)} has no {attribute!r}")
-    function = getattr(module, attribute)
     if not callable(function):
         raise InputError(f"{what} {name!r}: must be a function, got {shortened(function)}")
     return function

@@ -2,8 +2,6 @@
 
 import dataclasses
 import logging
-import math
-from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
@@ -16,47 +14,11 @@ from equipoise.settings.clipping import require_choice
 from equipoise.settings.records import RecordSettings
 from equipoise.settings.rollouts import RolloutSettings
 from equipoise.settings.steering import SteeringSettings
-from equipoise.trl.own_methods import CLIPPED_LOSSES, LOSSES, TRL_METHODS
+from equipoise.trl.own_methods import CLIPPED_LOSSES, TRL_METHODS
+from equipoise.trl.ranges import check_choices, check_ranges
 from equipoise.types import ClipBounds
 
 logger = logging.getLogger("equipoise")
-
-LEAST = {
-    "per_device_train_batch_size": 1,
-    "gradient_accumulation_steps": 1,
-    "steps_per_generation": 1,
-    "num_iterations": 1,
-    "num_generations": 2,
-    "generation_batch_size": 1,
-    "max_completion_length": 1,
-    "seed": 0,
-    "learning_rate": 0,
-    "epsilon": 0,
-    "epsilon_high": 0,
-    "top_k": 0,
-    "dataloader_num_workers": 0,
-    "beta": 0,
-    "weight_decay": 0,
-    "adam_epsilon": 0,
-    "max_grad_norm": 0,
-}
-"""Smallest value of TRL's settings that TRL refuses late, with a traceback, or not at all."""
-
-RULES: dict[str, tuple[str, Callable[[float], bool]]] = {
-    "temperature": ("> 0 and finite", lambda x: 0 < x < math.inf),
-    "repetition_penalty": ("> 0 and finite", lambda x: 0 < x < math.inf),
-    "top_p": ("in (0, 1]", lambda x: 0 < x <= 1),
-    "min_p": ("in [0, 1]", lambda x: 0 <= x <= 1),
-    "adam_beta1": ("in [0, 1)", lambda x: 0 <= x < 1),
-    "adam_beta2": ("in [0, 1)", lambda x: 0 <= x < 1),
-}
-"""The other ranges of such settings."""
-
-CHOICES = {
-    "loss_type": LOSSES,
-    "importance_sampling_level": ("token", "sequence"),
-    "scale_rewards": ("group", "batch", "none"),
-}
 
 PLAIN_SOFTMAX = {
     "top_k": (None, 0),
@@ -96,17 +58,10 @@ class EquipoiseConfig(RecordSettings, SteeringSettings, RolloutSettings, GRPOCon
 
     def __post_init__(self) -> None:
         self._fit_machine()
-        for name, least in LEAST.items():
-            value = getattr(self, name)
-            rule = f">= {least}" + (" and finite" if isinstance(value, float) else "")
-            require(name, value, rule, value is None or least <= value < math.inf)
-        for name, (rule, holds) in RULES.items():
-            value = getattr(self, name)
-            require(name, value, rule, value is None or holds(value))
+        check_ranges(vars(self))
         self._set_host_keys()
         super().__post_init__()
-        for name, choices in CHOICES.items():
-            require_choice(name, getattr(self, name), choices)
+        check_choices(vars(self))
         self._check_host_values()
         batch = self.rollout_batch()
         self.check_steering(batch)
@@ -120,6 +75,7 @@ class EquipoiseConfig(RecordSettings, SteeringSettings, RolloutSettings, GRPOCon
             self._check_gradients()
         if not self.off_policy:
             self._warn_of_truncation()
+        self._check_machine()
 
     @classmethod
     def of_trl(cls, config: GRPOConfig) -> "EquipoiseConfig":
@@ -140,6 +96,11 @@ class EquipoiseConfig(RecordSettings, SteeringSettings, RolloutSettings, GRPOCon
                 require_choice(name, value, tuple(choices))
             if name.endswith("_kwargs"):  # text that begins a mapping has become one
                 require(name, value, "a mapping", not isinstance(value, str))
+
+    def _check_machine(self) -> None:
+        for name in ("use_transformers_continuous_batching", "use_transformers_paged"):
+            if getattr(self, name, False) and self.use_cpu:
+                raise ValueError(f"{name} needs an accelerator: on a CPU it never ends")
 
     def _fit_machine(self) -> None:
         # Without it transformers would take several processes on a CPU for as many runs of one process.

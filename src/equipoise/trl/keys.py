@@ -11,6 +11,8 @@ from equipoise.errors import InputError
 from equipoise.settings import reading
 from equipoise.settings.presets import with_preset
 from equipoise.settings.run import RunSettings
+from equipoise.tasks.datasets import one_line
+from equipoise.trl.beginning import raised_by_host
 from equipoise.trl.config import EquipoiseConfig
 
 
@@ -62,3 +64,7 @@ def build(values: dict[str, Any]) -> tuple[RunSettings, EquipoiseConfig]:
         return run, EquipoiseConfig(**{k: v for k, v in values.items() if k not in own})
     except (ValueError, ImportError) as error:
         raise InputError(" ".join(str(error).split())) from error
+    except Exception as error:  # of values that the hosts do not check: a file that is not there, a number too large
+        if not raised_by_host(error):
+            raise
+        raise InputError(f"the settings cannot be used: {one_line(error)}") from error

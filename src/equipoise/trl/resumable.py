@@ -25,6 +25,7 @@ from equipoise.diagnostics.run_folder import (
     latest_checkpoint,
     rollout_file,
 )
+from equipoise.paths import cause_of_failed_write
 from equipoise.steering import Steering, Update
 from equipoise.trl import checkpoints
 from equipoise.trl.config import EquipoiseConfig
@@ -202,11 +203,12 @@ class ResumableTrainer(GRPOTrainer):
                 checkpoints.discard_incomplete(folder.parent)
             raise
         except (OSError, RuntimeError, SafetensorError) as error:
+            cause = cause_of_failed_write(error, folder.parent)
             if self.args.should_save:
                 checkpoints.discard_incomplete(folder.parent)
             usable = latest_checkpoint(folder.parent)
             raise checkpoints.CheckpointError(
-                f"checkpoint {folder} could not be written: {error}. "
+                f"checkpoint {folder} could not be written: {cause}. "
                 + (f"The previous one, {usable}, is complete." if usable else "There is no earlier one.")
             ) from error
 

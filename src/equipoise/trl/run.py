@@ -39,15 +39,19 @@ from equipoise.diagnostics.run_folder import (
 from equipoise.errors import InputError
 from equipoise.files import PART, clear, put, write_at_once
 from equipoise.models.evaluation import evaluate_policy
-from equipoise.models.loading import check_prompts, load_model, load_tokenizer, lora_config, template_settings
+from equipoise.models.loading import load_model, load_tokenizer, lora_config, template_settings
+from equipoise.models.prompts import check_prompts
+from equipoise.paths import cause_of_failed_write, check_path
 from equipoise.settings.reading import read_yaml, written_keys
 from equipoise.settings.run import RunSettings
 from equipoise.settings.task_loading import load_task
 from equipoise.tasks import RewardFunction, Task
 from equipoise.tasks.environments import EpisodeReward
+from equipoise.trl.beginning import Beginning
 from equipoise.trl.callbacks import HeldOutEvaluation, MetricsRecorder, ProgressBar
 from equipoise.trl.checkpoints import check_whole, set_later_aside
 from equipoise.trl.config import EquipoiseConfig
+from equipoise.trl.endings import told
 from equipoise.trl.episodes import evaluate_episodes
 from equipoise.trl.keys import build, read_config
 from equipoise.trl.ranks import evaluation_ranks
@@ -64,6 +68,9 @@ RESUMABLE_CHANGES = {
     "dataloader_num_workers", "log_completions", "run_name", "record_tokens", "record_tokens_fraction",
 }  # fmt: skip
 
+
+DEFAULT_LENGTH = 512
+"""Up to which completions are not held against the positions of a model: defaults are not the user's doing."""
 
 OnModel: TypeAlias = Callable[..., Any]
 """`on_model(model, on_cpu=…)`: what a caller does with a loaded model before anything is computed with it."""
@@ -84,25 +91,27 @@ def train(
         InputError: anything the user can mend; nothing is left behind unless training had begun.
     """
     settings, config = build(values)
-    folder = Path(str(config.output_dir))
+    folder, beginning = Path(str(config.output_dir)), Beginning()
     created = _new_folder(folder)
-    try:
-        trainer = _prepare(settings, config, extra_rewards, on_model)
-        trainer.accelerator.wait_for_everyone()  # no process may find the settings of another in the folder
-        if trainer.accelerator.is_main_process:
-            _write_settings(folder, values, config)
-        trainer.accelerator.wait_for_everyone()
-        _train(trainer, None)
-    except BaseException:
-        if created and latest_checkpoint(folder) is None and not (folder / METRICS_FILE).exists():
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
-    _finish(trainer, folder)
+    with told(folder):
+        try:
+            trainer = _prepare(settings, config, extra_rewards, on_model, beginning)
+            trainer.accelerator.wait_for_everyone()  # no process may find the settings of another in the folder
+            if trainer.accelerator.is_main_process:
+                _write_settings(folder, values, config)
+            trainer.accelerator.wait_for_everyone()
+            _train(trainer, None, beginning)
+        except BaseException:
+            if created and latest_checkpoint(folder) is None and not (folder / METRICS_FILE).exists():
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        _finish(trainer, folder)
     return folder
 
 
 def _new_folder(folder: Path) -> bool:
     """Make the run folder, or accept an empty one; returns whether it was made."""
+    check_path(folder, "run folder")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         usable = folder.is_dir() and latest_checkpoint(folder) is not None
         instead = (
@@ -148,8 +157,10 @@ def resume(folder: Path, changes: dict[str, Any], *, on_model: OnModel | None = 
     former = _former_defaults(folder, values, config)
     if former:
         settings, config = build(values | former)
-    trainer = _prepare(settings, config, (), on_model)
-    _train(trainer, checkpoint)
+    beginning = Beginning()
+    trainer = _prepare(settings, config, (), on_model, beginning)
+    with told(folder):
+        _train(trainer, checkpoint, beginning)
     _finish(trainer, folder)
     return folder
 
@@ -161,14 +172,14 @@ def _to_resume(folder: Path) -> tuple[Path, Path | None]:
     return folder, None
 
 
-def _train(trainer: EquipoiseTrainer, checkpoint: Path | None) -> None:
+def _train(trainer: EquipoiseTrainer, checkpoint: Path | None, beginning: Beginning) -> None:
     stopping = Stopping(trainer)
     trainer.add_callback(stopping)
     if checkpoint is not None and trainer.accelerator.is_main_process:
         check_whole(checkpoint)
         set_later_aside(checkpoint)
     trainer.accelerator.wait_for_everyone()
-    with stopping.watching():
+    with stopping.watching(), beginning.failing_in_one_line():
         trainer.train(None if checkpoint is None else str(checkpoint))
 
 
@@ -196,7 +207,11 @@ def run_settings(folder: Path) -> dict[str, Any]:
 
 
 def _prepare(
-    settings: RunSettings, config: EquipoiseConfig, extra_rewards: Sequence[RewardFunction], on_model: OnModel | None
+    settings: RunSettings,
+    config: EquipoiseConfig,
+    extra_rewards: Sequence[RewardFunction],
+    on_model: OnModel | None,
+    beginning: Beginning,
 ) -> EquipoiseTrainer:
     task = load_task(settings)
     _check_sizes(task.train, config, settings)
@@ -206,6 +221,7 @@ def _prepare(
         if prompts is not None:
             check_prompts(prompts, tokenizer, settings.model, config.chat_template_kwargs)
     model = _model(settings, config)
+    _check_length(model, config, settings.model)
     if on_model is not None:
         on_model(model, on_cpu=config.device.type == "cpu")
     arguments = {
@@ -218,12 +234,22 @@ def _prepare(
         "environment_factory": task.environment_factory,
     }
     try:
-        with _environments_silenced():
+        with _environments_silenced(), beginning.failing_in_one_line():
             trainer = EquipoiseTrainer(**arguments)
     except (ValueError, TypeError, ImportError, RuntimeError) as error:  # RuntimeError: a tracker is not installed
         raise InputError(" ".join(str(error).split())) from error
     _add_callbacks(trainer, settings, task)
+    trainer.add_callback(beginning)
     return trainer
+
+
+def _check_length(model: PreTrainedModel, config: EquipoiseConfig, name: str) -> None:
+    positions, length = getattr(model.config, "max_position_embeddings", None), config.max_completion_length
+    if isinstance(positions, int) and length is not None and length > max(positions, DEFAULT_LENGTH):
+        raise InputError(
+            f"max_completion_length must be <= {positions}, the positions that model {name} has "
+            f"(max_position_embeddings), got max_completion_length={length}"
+        )
 
 
 def _model(settings: RunSettings, config: EquipoiseConfig) -> PreTrainedModel:
@@ -338,9 +364,10 @@ def _finish(trainer: EquipoiseTrainer, folder: Path) -> None:
             trainer.processing_class.save_pretrained(temporary)
             clear(folder / MODEL_FOLDER)
             put(temporary, folder / MODEL_FOLDER)
-    except (OSError, SafetensorError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
+        cause = cause_of_failed_write(error, folder)
         shutil.rmtree(temporary, ignore_errors=True)
         raise InputError(
-            f"{folder / MODEL_FOLDER} cannot be written: {error}; once that is mended, continue with --resume {folder}"
+            f"{folder / MODEL_FOLDER} cannot be written: {cause}; once that is mended, continue with --resume {folder}"
         ) from error
     trainer.accelerator.wait_for_everyone()

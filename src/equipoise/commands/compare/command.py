@@ -43,7 +43,9 @@ class CompareOptions:
     report: bool = field(default=False, metadata={"help": "Start no run: tables and figures of the finished ones."})
 
     def __post_init__(self) -> None:
-        require("--jobs", self.jobs, ">= 1", self.jobs is None or self.jobs >= 1)
+        require("--jobs", self.jobs, ">= 1 and <= 1024", self.jobs is None or 1 <= self.jobs <= 1024)
+        for seed in self.seeds or ():
+            require("--seeds", seed, ">= 0 and < 2**32", 0 <= seed < 2**32)
 
 
 def compare(options: CompareOptions) -> int:

@@ -18,7 +18,7 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging
 
-from equipoise.errors import InputError
+from equipoise.paths import check_new_folder
 from equipoise.progress import progress_bar
 
 MAX_POSITIONS = 64
@@ -32,8 +32,7 @@ def new_folder(folder: str | os.PathLike[str]) -> Path:
         InputError: when it is neither.
     """
     folder = Path(folder)
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise InputError(f"{folder}: the warm start needs a new or empty folder, and this exists")
+    check_new_folder(folder, "the folder of a warm start")
     return folder
 
 

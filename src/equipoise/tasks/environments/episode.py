@@ -43,7 +43,7 @@ class EpisodeLimits:
     step_seconds: float = 30.0
 
     def __post_init__(self) -> None:
-        if self.max_steps < 1 or not self.step_seconds > 0:
+        if self.max_steps < 1 or not 0 < self.step_seconds <= threading.TIMEOUT_MAX:
             raise ValueError(
                 f"an episode needs max_steps >= 1 and step_seconds > 0, got max_steps={self.max_steps} and "
                 f"step_seconds={self.step_seconds}"
@@ -225,7 +225,9 @@ def guarded(environment: Callable[[], Any], limits: EpisodeLimits | None = None)
     """
     try:
         kind = environment if isinstance(environment, type) else type(environment())
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # also one that exits
         raise InputError(f"environment {_name(environment)} cannot be made ({one_line(error)})") from error
     methods = dict(inspect.getmembers(kind, predicate=inspect.isfunction))
     for needed in ("reset", "get_reward"):

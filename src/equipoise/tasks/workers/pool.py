@@ -66,7 +66,7 @@ class WorkerPool:
         """No process is started yet.
 
         Args:
-            kind: "math" or "reasoning_gym".
+            kind: "math", "reasoning_gym" or "chat_template".
             num_workers: at most so many at a time; None: the cores that this process may use, shared among the ranks of
                 this machine.
             seconds: of CPU time, for one answer, > 0.

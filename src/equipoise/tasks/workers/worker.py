@@ -14,6 +14,7 @@ import logging
 import os
 import pickle
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any, BinaryIO
@@ -23,7 +24,11 @@ from equipoise.tasks.workers.confinement import Confinement, RefusedError
 
 Handler = Callable[[Any], Any]
 
-KINDS = {"math": "equipoise.tasks.verification_worker", "reasoning_gym": "equipoise.tasks.workers.scorers"}
+KINDS = {
+    "math": "equipoise.tasks.verification_worker",
+    "reasoning_gym": "equipoise.tasks.workers.scorers",
+    "chat_template": "equipoise.models.template_worker",
+}
 
 
 class Worker:
@@ -36,7 +41,8 @@ class Worker:
         self.handlers: dict[str, Handler] = {}
         self.kind = importlib.import_module(KINDS[kind])
         self.kind.warm()  # what the first answer would import, and the time that takes, is nobody's
-        closed_parser.close_sympy(self.confinement.refusal, self._note_memory)
+        if "sympy" in sys.modules:  # all kinds import what they use in warm()
+            closed_parser.close_sympy(self.confinement.refusal, self._note_memory)
         closed_parser.close_eval(self.kind.modules_with_eval(), self.confinement.refusal)
 
     def serve(self, requests: BinaryIO, answers: BinaryIO) -> None:

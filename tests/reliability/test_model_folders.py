@@ -1,0 +1,121 @@
+"""Model folders that are broken or hostile: one line, before anything is allocated after what they say."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from trainer_setup import character_tokenizer, tiny_model
+
+from equipoise.errors import InputError
+from equipoise.models.loading import load_model, load_tokenizer
+
+SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+         "num_key_value_heads", "max_position_embeddings")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "model"
+    tiny_model().save_pretrained(folder)
+    character_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def model(whole, tmp_path):
+    return Path(shutil.copytree(whole, tmp_path / "model"))
+
+
+def configured(model, **changes):
+    config = json.loads((model / "config.json").read_text()) | changes
+    (model / "config.json").write_text(json.dumps(config))
+
+
+def sharded(model):
+    """In two files, with an index."""
+    tensors = sorted(load_file(model / "model.safetensors").items())
+    names = {}
+    for number, part in enumerate((tensors[:5], tensors[5:])):
+        save_file(dict(part), model / f"part-{number}.safetensors", metadata={"format": "pt"})
+        names |= {name: f"part-{number}.safetensors" for name, _ in part}
+    (model / "model.safetensors").unlink()
+    (model / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+
+
+def without(model, beginning):
+    tensors = {k: v for k, v in load_file(model / "model.safetensors").items() if not k.startswith(beginning)}
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+
+
+def reshaped(model):
+    tensors = load_file(model / "model.safetensors")
+    save_file(tensors | {"lm_head.weight": torch.zeros(3, 5)}, model / "model.safetensors", metadata={"format": "pt"})
+
+
+def cut(path, share=0.5):
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("value", [-1, 0, 10**12, "16", 1.5, True, [16]])
+def test_sizes_that_are_none_are_named(model, size, value):
+    configured(model, **{size: value})
+    with pytest.raises(InputError, match=rf"^model file [^\n]*config\.json: {size} must be [^\n]*got "):
+        load_model(str(model), on_cpu=True)
+
+
+@pytest.mark.parametrize("size", SIZES[:-1])
+@pytest.mark.parametrize("value", [10**6, 2**31 - 1, 7])
+def test_sizes_that_are_not_those_of_the_weights_are_refused(model, size, value):
+    configured(model, **{size: value})
+    with pytest.raises(InputError, match=r"^model [^\n]*$"):
+        load_model(str(model), on_cpu=True)
+
+
+BROKEN = {
+    "no configuration": lambda m: (m / "config.json").unlink(),
+    "configuration cut off": lambda m: cut(m / "config.json"),
+    "a list": lambda m: (m / "config.json").write_text("[]"),
+    "no weights": lambda m: (m / "model.safetensors").unlink(),
+    "GGUF": lambda m: (m / "model.safetensors").rename(m / "model.gguf"),
+    "weights cut off": lambda m: cut(m / "model.safetensors"),
+    "header cut off": lambda m: cut(m / "model.safetensors", 0.01),
+    "empty weights": lambda m: cut(m / "model.safetensors", 0),
+    "noise": lambda m: (m / "model.safetensors").write_bytes(b"\xff" * 1000),
+    "another shape": reshaped,
+    "a tensor less": lambda m: without(m, "lm_head"),
+    "a layer less": lambda m: without(m, "model.layers"),
+    "a shard less": lambda m: (sharded(m), (m / "part-1.safetensors").unlink()),
+    "a shard cut off": lambda m: (sharded(m), cut(m / "part-0.safetensors")),
+    "an index that is none": lambda m: (m / "model.safetensors.index.json").write_text('{"weight_map": 3}'),
+    "an unknown type": lambda m: configured(m, model_type="nonsense", architectures=["Nonsense"]),
+    "heads that do not divide": lambda m: configured(m, num_attention_heads=3),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_folder_is_one_line(model, name):
+    BROKEN[name](model)
+    with pytest.raises(InputError, match=r"^model [^\n]*$"):
+        load_model(str(model), on_cpu=True)
+
+
+def test_shards_and_tied_heads_load(model, tmp_path):
+    expected = load_model(str(model), on_cpu=True).state_dict()
+    sharded(model)
+    assert all(
+        torch.equal(value, expected[name]) for name, value in load_model(str(model), on_cpu=True).state_dict().items()
+    )
+    tiny_model(tie_word_embeddings=True).save_pretrained(tmp_path / "tied")
+    load_model(str(tmp_path / "tied"), on_cpu=True)
+
+
+@pytest.mark.parametrize("share", [0, 0.3, 0.9])
+def test_a_tokenizer_that_is_cut_off_is_one_line(model, share):
+    cut(model / "tokenizer.json", share)
+    with pytest.raises(InputError, match=r"^model [^\n]*$"):
+        load_tokenizer(str(model))
