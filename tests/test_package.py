@@ -15,7 +15,7 @@ HOSTS = ["transformers", "trl", "verl", "triton", "accelerate", "datasets"]
 HOUSE = SOURCE.parents[1] / "docs" / "house.md"
 
 ORDER = [
-    {"errors", "types", "files", "progress", "splitmix"},
+    {"errors", "types", "files", "progress", "splitmix", "plain_data", "redaction", "user_modules"},
     {"statistics"},
     {"ratios", "clipping", "polarity", "balance", "entropy_control", "aggregation"},
     {"objectives"},

@@ -19,8 +19,9 @@ import warnings
 from collections.abc import Callable, Collection
 from typing import Any
 
-from equipoise import __version__
+from equipoise import __version__, user_modules
 from equipoise.errors import InputError, did_you_mean, shortened
+from equipoise.redaction import without_secrets
 from equipoise.settings.data_keys import GONE, now_written
 
 
@@ -78,24 +79,31 @@ examples:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit code."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    words = sys.argv[1:] if arguments is None else arguments
+    log = logging.StreamHandler()
+    log.setFormatter(_WithoutSecrets("%(message)s"))
+    logging.basicConfig(handlers=[log], level=logging.WARNING)
     # Bars are left to those that tell something: not one per file that the host libraries load or save.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.append(
-            os.getcwd()
-        )  # rewards and environments of the user; last, as no installed package is to be hidden
     try:
-        with warnings.catch_warnings():
+        with user_modules.kept(), warnings.catch_warnings():
             # Deprecations inside the host libraries are not for the user of this one.
             warnings.filterwarnings("ignore", category=FutureWarning)
-            return _run(sys.argv[1:] if arguments is None else arguments)
+            return _run(words)
     except InputError as error:
-        print(f"equipoise: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"equipoise: {without_secrets(' '.join(str(error).split()), words)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nequipoise: interrupted", file=sys.stderr)
         return 130
+
+
+class _WithoutSecrets(logging.Formatter):
+    """Lines of the log without keys and tokens."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, as it may be shown."""
+        return without_secrets(super().format(record))
 
 
 def _run(words: list[str]) -> int:

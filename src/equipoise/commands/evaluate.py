@@ -15,7 +15,9 @@ from tyro.conf import Positional, arg
 from equipoise.commands.data import DataOptions
 from equipoise.commands.evaluation_table import as_csv, as_markdown, print_evaluations
 from equipoise.commands.threads import fit_threads
+from equipoise.commands.trusting import TrustOptions
 from equipoise.diagnostics.run_folder import is_run_folder, model_of
+from equipoise.diagnostics.trust import named_code, require_trust
 from equipoise.errors import InputError, require
 from equipoise.files import write_at_once
 from equipoise.models.evaluation import Evaluation
@@ -25,6 +27,7 @@ from equipoise.models.sampling import Sampler
 from equipoise.models.vllm_sampling import VllmSampler, vllm_engine
 from equipoise.settings.task_loading import evaluation_task
 from equipoise.tasks import RewardFunction, check_task_name
+from equipoise.tasks.registry import is_own_data
 from equipoise.trl import run
 
 DEFAULT_MAX_NEW_TOKENS = 512
@@ -73,6 +76,7 @@ class EvaluateOptions:
     )
     data: DataOptions[tuple[str, ...]] = field(default_factory=DataOptions[tuple[str, ...]])
     sampling: SamplingOptions = SamplingOptions()
+    trust: TrustOptions = field(default_factory=TrustOptions)
 
     def __post_init__(self) -> None:
         tasks = self.data.tasks
@@ -103,6 +107,7 @@ def evaluate_models(options: EvaluateOptions) -> dict[str, dict[str, Evaluation]
         InputError: options that do not fit, models or data that cannot be loaded, an output that exists, or samples of
             other settings.
     """
+    options.trust.check(options.models)
     _check(options)
     held_out = {name: _benchmarks(name, options) for name in options.models}
     files = {name: _sample_files(number, name, held_out[name], options) for number, name in enumerate(options.models)}
@@ -153,6 +158,7 @@ def _held_out(name: str, chosen: str | None, options: EvaluateOptions) -> HeldOu
         raise InputError(f"{name} names no held-out data: give --task, or --dataset and --reward")
     if keys.get("environment") and not chosen:
         raise InputError(f"{name} has episodes, which only the run itself evaluates (evaluate_every)")
+    _require_trust(name, keys, named, options)
     task = evaluation_task(
         named,
         reward=given.reward or keys.get("reward"),
@@ -171,6 +177,14 @@ def _held_out(name: str, chosen: str | None, options: EvaluateOptions) -> HeldOu
     told = template_settings(given.chat_template_kwargs or keys.get("chat_template_kwargs"))
     length = length or DEFAULT_MAX_NEW_TOKENS
     return HeldOut(task.name, dataset.select(range(rows)), task.evaluation_reward, length, told)
+
+
+def _require_trust(name: str, keys: dict[str, Any], named: str, options: EvaluateOptions) -> None:
+    """Before the code that a run folder names would be imported."""
+    used: dict[str, Any] = {} if options.data.tasks else {"eval_task": named}
+    if is_own_data(named) and not options.data.reward:
+        used["reward"] = keys.get("reward")
+    require_trust(Path(name), named_code(used), trusted=options.trust.folders)
 
 
 def _sample_files(number: int, name: str, benchmarks: list[HeldOut], options: EvaluateOptions) -> list:
@@ -198,10 +212,11 @@ def _encoded(tokenizer: Any, data: HeldOut) -> list[list[int]]:
 
 def _evaluate(name: str, benchmarks: list[HeldOut], files: list, options: EvaluateOptions) -> dict[str, Evaluation]:
     """The evaluations of one model, which is loaded once."""
-    tokenizer, sampling = load_tokenizer(model_of(name)), options.sampling
+    model_code, sampling = options.trust.model_code(name), options.sampling
+    tokenizer = load_tokenizer(model_of(name), trust_remote_code=model_code)
     for data in benchmarks:
         check_prompts(data.dataset, tokenizer, name, data.template_kwargs)
-    sampler = _sampler(name, tokenizer, sampling)
+    sampler = _sampler(name, tokenizer, sampling, model_code)
     evaluations = {}
     for data, file in zip(benchmarks, files, strict=True):
         sampler.max_new_tokens = data.max_new_tokens
@@ -221,14 +236,14 @@ def _evaluate(name: str, benchmarks: list[HeldOut], files: list, options: Evalua
     return evaluations
 
 
-def _sampler(name: str, tokenizer: Any, sampling: SamplingOptions) -> Any:
+def _sampler(name: str, tokenizer: Any, sampling: SamplingOptions, model_code: bool) -> Any:
     """The model, ready to sample, in transformers or in vLLM."""
     model_name = model_of(name)
     if sampling.backend == "vllm":
         engine, parameters = vllm_engine(model_name, seed=sampling.seed)
         return VllmSampler(engine, parameters, tokenizer, 1)
     on_cpu = not torch.accelerator.is_available()
-    model = load_model(model_name, on_cpu=on_cpu)
+    model = load_model(model_name, on_cpu=on_cpu, trust_remote_code=model_code)
     fit_threads(model, on_cpu=on_cpu)
     if not on_cpu:
         cast(Any, model).to(torch.accelerator.current_accelerator())

@@ -34,7 +34,7 @@ def architecture(model: str, file: Path | None = None) -> Any:
     if file is not None:
         return _from_file(file)
     try:
-        return AutoConfig.from_pretrained(model).get_text_config()
+        return AutoConfig.from_pretrained(model, trust_remote_code=False).get_text_config()
     except Exception as error:  # transformers raises nearly everything for a model that it cannot read
         cause = " ".join(str(error).split())
         raise InputError(

@@ -18,6 +18,7 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter
 
 from equipoise.errors import InputError, did_you_mean, shortened
+from equipoise.redaction import redacted
 from equipoise.settings.data_keys import DATA_SPELLINGS, GONE, data_term, now_written
 
 # The names the hosts' own scripts use for the same things, and data as the task that it is.
@@ -202,7 +203,8 @@ def checked_keys(
         try:
             checked[key] = converted(value, known[key])
         except ValueError:
-            raise InputError(f"{origin}{given} must be {type_in_words(known[key])}, got {shortened(value)}") from None
+            shown = shortened(redacted(value, key))
+            raise InputError(f"{origin}{given} must be {type_in_words(known[key])}, got {shown}") from None
         if given in DATA_SPELLINGS:
             checked[key] = data_term(checked[key])
     return checked
