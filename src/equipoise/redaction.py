@@ -21,16 +21,23 @@ _ALWAYS = frozenset(
 )
 """Words that make any name that of a secret."""
 _NOT_A_TOKEN = frozenset(
-    "eos bos pad unk sep cls mask image video audio special additional stop start end new old per first last next prev "
-    "previous begin beginning think thinking tool vocab vocabulary prompt completion response generated max min num "
-    "total input output reasoning assistant user system action record rollout of by boi eoi".split()
-)
+    [
+        "eos", "bos", "pad", "unk", "sep", "cls", "mask", "image", "video", "audio", "special", "additional", "stop",
+        "start", "end", "new", "old", "per", "first", "last", "next", "prev", "previous", "begin", "beginning", "think",
+        "thinking", "tool", "vocab", "vocabulary", "prompt", "completion", "response", "generated", "max", "min", "num",
+        "total", "input", "output", "reasoning", "assistant", "action", "record", "rollout", "of",
+        "by", "boi", "eoi",
+    ]
+)  # fmt: skip
 """Before "token": one of a vocabulary. A name that ends in "token" after another word, or is it, is of a secret."""
 _NOT_A_KEY = frozenset(
-    "metric sort label answer prompt group primary foreign cache column public dict text image video audio target "
-    "reward data index dataset question content message role sample state num kv query registry host input output "
-    "run".split()
-)
+    [
+        "metric", "sort", "label", "answer", "prompt", "group", "primary", "foreign", "cache", "column", "public",
+        "dict", "text", "image", "video", "audio", "target", "reward", "data", "index", "dataset", "question",
+        "content", "message", "role", "sample", "state", "num", "kv", "query", "registry", "host", "input", "output",
+        "run",
+    ]
+)  # fmt: skip
 """Before "key": one of a mapping or a table. The word alone is no secret."""
 _COMMIT = frozenset(["revision", "commit", "sha", "hash", "digest", "fingerprint", "checksum", "branch"])
 """Names whose 40 hexadecimal digits are a version."""

@@ -25,6 +25,7 @@ from equipoise.models.loading import check_prompts, encoded_prompt, load_model, 
 from equipoise.models.resumable_evaluation import SampleFile, data_fingerprint, evaluate_in_batches
 from equipoise.models.sampling import Sampler
 from equipoise.models.vllm_sampling import VllmSampler, vllm_engine
+from equipoise.redaction import redacted
 from equipoise.settings.task_loading import evaluation_task
 from equipoise.tasks import RewardFunction, check_task_name
 from equipoise.tasks.registry import is_own_data
@@ -200,7 +201,7 @@ def _sample_files(number: int, name: str, benchmarks: list[HeldOut], options: Ev
             "max_new_tokens": data.max_new_tokens, "batch_size": sampling.batch_size, "seed": sampling.seed,
             "backend": sampling.backend, "reward": data.reward.__name__,
         } | ({"chat_template_kwargs": data.template_kwargs} if data.template_kwargs else {})  # fmt: skip
-        files.append(SampleFile(options.samples_output / f"{label}.jsonl", settings))
+        files.append(SampleFile(options.samples_output / f"{label}.jsonl", redacted(settings)))
         files[-1].check()
     return files
 

@@ -1,10 +1,10 @@
 """Whose run folder this is, and the code that its configuration names.
 
-A configuration may name code: a reward "module:function", an environment, the code of a model. It is run where the user
-has given it, or has begun the run. The owner of the files does not tell that: an unpacked archive belongs to whoever
-unpacked it. So a run is signed when it begins, with a key that only this user of this machine has: an HMAC over its
-config.yaml as it is written, whatever the folder is called. A folder that is moved stays the user's; one whose
-configuration was changed does not, and one of a run that was begun before runs were signed is not.
+A configuration may name code: a reward "module:function", an environment, the code of a model. It is run where the
+user has given it, or has begun the run. The owner of the files does not tell that: an unpacked archive belongs to
+whoever unpacked it. So a run is signed when it begins, with a key that only this user of this machine has: an HMAC
+over its config.yaml as it is written, whatever the folder is called. A folder that is moved stays the user's; one whose
+configuration was changed does not, and a run that was begun before runs were signed is nobody's.
 
 A signature speaks for config.yaml alone. Code that lies in the folder itself, such as that of a model, is run only where
 the user names the folder (`--trust`).

@@ -16,6 +16,7 @@ from equipoise.commands.side_by_side import Job, train_or_continue, work
 from equipoise.diagnostics.run_folder import MODEL_FOLDER, checkpoint_folders, latest_checkpoint
 from equipoise.errors import InputError
 from equipoise.files import write_at_once
+from equipoise.redaction import redacted
 
 
 def carry_out(study: Study, output: Path, *, num_jobs: int) -> dict[StudyRun, str]:
@@ -90,8 +91,8 @@ def _settings_file(folder: Path) -> Path:
 
 
 def _settings(run: StudyRun) -> dict[str, Any]:
-    """All that makes the run what it is, as it comes back from YAML."""
-    return yaml.safe_load(yaml.safe_dump(run.keys | {"warm_start_steps": run.warm_start_steps}))
+    """All that makes the run what it is, without secrets, as it comes back from YAML."""
+    return yaml.safe_load(yaml.safe_dump(redacted(run.keys) | {"warm_start_steps": run.warm_start_steps}))
 
 
 def _warm_start_job(run: StudyRun, base: Path) -> Job:

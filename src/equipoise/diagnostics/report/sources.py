@@ -11,6 +11,7 @@ from equipoise.diagnostics.records import RecordFiles, record_files
 from equipoise.diagnostics.run_folder import CONFIG_FILE, ENVIRONMENT_FILE, METRICS_FILE, RECORDS_FOLDER, RESOLVED_FILE
 from equipoise.diagnostics.runs import RunRecord, read_run
 from equipoise.errors import InputError
+from equipoise.redaction import redacted
 
 NOT_A_SETTING = frozenset(
     {"seed", "data_seed", "output_dir", "model", "run_name", "report_to", "disable_tqdm", "logging_dir", "project"}
@@ -119,4 +120,4 @@ def _mapping(path: Path, load, gaps: list[str]) -> dict[str, Any]:
     except (OSError, ValueError, yaml.YAMLError) as error:
         gaps.append(f"{path.name} cannot be read: {' '.join(str(error).split())[:100]}")
         return {}
-    return loaded if isinstance(loaded, dict) else {}
+    return redacted(loaded) if isinstance(loaded, dict) else {}  # older versions wrote what they were given
