@@ -96,7 +96,7 @@ def redacted(value: Any, name: str = "") -> Any:
         return REDACTED
     if not isinstance(value, str):
         return value
-    if value.lstrip().startswith("{") or name.endswith(("args", "config", "env")):  # a mapping, as text
+    if (value.strip()[:1], value.strip()[-1:]) == ("{", "}") or name.endswith(("args", "config", "env")):  # a mapping, as text
         value = _ASSIGNED.sub(_without_assigned, value)
     return _without_forms(value)
 
@@ -125,7 +125,7 @@ def redacted_words(words: list[str]) -> list[str]:
     """The words of a command line without the secrets: `--hub_token X`, `--hub_token=X`, `{token: X}` and all else."""
     name, shown = "", []
     for word in words:
-        if word.startswith("--"):
+        if word.startswith("--") and word[2:3].isalpha():
             flag, equals, value = word.partition("=")
             name = flag.lstrip("-")
             shown.append(flag + equals + _redacted_word(value, name) if equals else word)

@@ -6,8 +6,8 @@ whoever unpacked it. So a run is signed when it begins, with a key that only thi
 over its config.yaml as it is written, whatever the folder is called. A folder that is moved stays the user's; one whose
 configuration was changed does not, and a run that was begun before runs were signed is nobody's.
 
-A signature speaks for config.yaml alone. Code that lies in the folder itself, such as that of a model, is run only where
-the user names the folder (`--trust`).
+A signature speaks for config.yaml alone. Code that lies in the folder itself, such as that of a model, is run only
+where the user names the folder (`--trust`).
 """
 
 import hashlib
