@@ -96,7 +96,9 @@ def redacted(value: Any, name: str = "") -> Any:
         return REDACTED
     if not isinstance(value, str):
         return value
-    if (value.strip()[:1], value.strip()[-1:]) == ("{", "}") or name.endswith(("args", "config", "env")):  # a mapping, as text
+    if (value.strip()[:1], value.strip()[-1:]) == ("{", "}") or name.endswith(
+        ("args", "config", "env")
+    ):  # a mapping, as text
         value = _ASSIGNED.sub(_without_assigned, value)
     return _without_forms(value)
 

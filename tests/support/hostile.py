@@ -5,6 +5,7 @@ import pickle
 import shutil
 from pathlib import Path
 
+import pytest
 import yaml
 from command_line import REWARDS, arguments
 
@@ -31,6 +32,12 @@ class Trace:
     def pickled(self) -> bytes:
         """A pickle that leaves it when it is read."""
         return pickle.dumps(_Leaving(self.path))
+
+
+@pytest.fixture
+def trace(workplace):
+    """Of what runs in a user's directory."""
+    return Trace(workplace)
 
 
 class _Leaving:
