@@ -15,8 +15,8 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
-from command_line import arguments, refusal, workplace  # noqa: F401  (a fixture)
-from hostile import Trace, as_of_somebody_else, trace, trained  # noqa: F401  (a fixture)
+from command_line import arguments, refusal
+from hostile import Trace, as_of_somebody_else, trained
 from hypothesis import given
 from hypothesis import strategies as st
 from trainer_setup import tiny_model

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from command_line import arguments, refusal, workplace  # noqa: F401  (a fixture)
+from command_line import arguments, refusal
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from command_line import arguments, refusal, workplace  # noqa: F401  (a fixture)
-from hostile import as_of_somebody_else, leaving_module, trace, trained, with_code_of_its_own  # noqa: F401
+from command_line import arguments, refusal
+from hostile import as_of_somebody_else, leaving_module, trained, with_code_of_its_own
 
 from equipoise.cli import main
 from equipoise.diagnostics import trust
