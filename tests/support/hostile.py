@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -48,11 +49,24 @@ class _Leaving:
         return open, (str(self.path), "w")
 
 
-def trained(**changes) -> Path:
-    """A short run in the current directory, with a checkpoint to resume from: begun here, by this user."""
-    keys = {"evaluate_every": None, "clipping": None, "polarity": None, "num_iterations": 1} | changes
-    assert main(arguments(**{"max_steps": 2, "save_steps": 1, **keys})) == 0
-    return Path(keys.get("output_dir", "run"))
+_made: dict[tuple, Path] = {}
+
+
+def trained(*, anew: bool = False, **changes) -> Path:
+    """A short run in the current directory, with checkpoints to resume from: begun here, by this user.
+
+    It is trained once for all tests, and copied: whose it is does not depend on its place.
+    """
+    key = tuple(sorted(changes.items()))
+    if anew or key not in _made:
+        keys = {"evaluate_every": None, "clipping": None, "polarity": None, "num_iterations": 1} | changes
+        assert main(arguments(**{"max_steps": 2, "save_steps": 1, **keys})) == 0
+        if not anew:
+            _made[key] = Path(tempfile.mkdtemp(prefix="equipoise-run-"), "run")
+            shutil.copytree("run", _made[key])
+    else:
+        shutil.copytree(_made[key], "run")
+    return Path("run")
 
 
 def as_of_somebody_else(folder: Path, name: str, **changes) -> Path:
