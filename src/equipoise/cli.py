@@ -12,7 +12,6 @@ import functools
 import importlib
 import inspect
 import itertools
-import logging
 import os
 import sys
 import warnings
@@ -21,7 +20,7 @@ from typing import Any
 
 from equipoise import __version__, user_modules
 from equipoise.errors import InputError, did_you_mean, shortened
-from equipoise.redaction import without_secrets
+from equipoise.redaction import log_to_stderr, without_secrets
 from equipoise.settings.data_keys import GONE, now_written
 
 
@@ -80,9 +79,7 @@ examples:
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     words = sys.argv[1:] if arguments is None else arguments
-    log = logging.StreamHandler()
-    log.setFormatter(_WithoutSecrets("%(message)s"))
-    logging.basicConfig(handlers=[log], level=logging.WARNING)
+    log_to_stderr()
     # Bars are left to those that tell something: not one per file that the host libraries load or save.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
@@ -96,14 +93,6 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nequipoise: interrupted", file=sys.stderr)
         return 130
-
-
-class _WithoutSecrets(logging.Formatter):
-    """Lines of the log without keys and tokens."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The line, as it may be shown."""
-        return without_secrets(super().format(record))
 
 
 def _run(words: list[str]) -> int:

@@ -5,6 +5,7 @@ key), or by its place (user:password@ and ?token= in an address). Names of the f
 `eos_token`, `max_tokens`, `metric_key`.
 """
 
+import logging
 import os
 import re
 import sys
@@ -148,6 +149,21 @@ def without_secrets(text: str, words: list[str] | None = None) -> str:
     for secret in sorted(_known(sys.argv[1:] if words is None else words), key=len, reverse=True):
         text = text.replace(secret, REDACTED)
     return _without_forms(text)
+
+
+class WithoutSecrets(logging.Formatter):
+    """Lines of the log, as they may be shown."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line without secrets."""
+        return without_secrets(super().format(record))
+
+
+def log_to_stderr() -> None:
+    """Warnings go to standard error, without secrets, unless logging was set up by somebody else."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(WithoutSecrets("%(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
 
 
 def _known(words: list[str]) -> set[str]:

@@ -15,7 +15,15 @@ from hypothesis import strategies as st
 from equipoise.cli import main
 from equipoise.diagnostics.run_folder import CONFIG_FILE, ENVIRONMENT_FILE, RESOLVED_FILE
 from equipoise.errors import InputError
-from equipoise.redaction import REDACTED, is_redacted, is_secret_name, redacted, redacted_words, without_secrets
+from equipoise.redaction import (
+    REDACTED,
+    WithoutSecrets,
+    is_redacted,
+    is_secret_name,
+    redacted,
+    redacted_words,
+    without_secrets,
+)
 from equipoise.trl.config import EquipoiseConfig
 from equipoise.trl.keys import known_keys, with_secrets
 
@@ -206,10 +214,8 @@ def test_messages_and_logs_of_a_command_hold_no_secret(workplace, monkeypatch, c
 
 
 def test_lines_of_the_log_hold_no_secret():
-    from equipoise.cli import _WithoutSecrets
-
     record = logging.LogRecord("x", logging.WARNING, "", 1, "the token is %s", (HUB,), None)
-    assert _WithoutSecrets("%(message)s").format(record) == f"the token is {REDACTED}"
+    assert WithoutSecrets("%(message)s").format(record) == f"the token is {REDACTED}"
 
 
 @pytest.mark.slow

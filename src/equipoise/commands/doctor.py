@@ -92,6 +92,7 @@ def doctor(options: DoctorOptions) -> int:
         InputError: a target that is no run, configuration or model, or one that cannot be read.
     """
     kind = recognised(options.target)
+    options.trust.check([options.target])
     if options.probe and kind == "config":
         raise InputError(f"--probe needs a run or a model, and {options.target} was taken for a config")
     try:

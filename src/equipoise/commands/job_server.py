@@ -80,10 +80,11 @@ def _work(job: dict[str, Any]) -> None:
     """Do a job, with everything that is printed in its log; what it raises ends this process as it would any other."""
     from equipoise import user_modules
     from equipoise.errors import InputError
-    from equipoise.redaction import without_secrets
+    from equipoise.redaction import log_to_stderr, without_secrets
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     _redirect(job["log"])
+    log_to_stderr()
     os.chdir(job["cwd"])
     sys.path[:] = job["path"]
     module, _, function = job["function"].partition(":")

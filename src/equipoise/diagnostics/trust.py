@@ -70,7 +70,7 @@ def _model_code(value: Any, name: str = "") -> list[str]:
         )
     if isinstance(value, Mapping):
         return [found for key, item in value.items() for found in _model_code(item, str(key))]
-    names_code = bool(value) and name in ("trust_remote_code", "use_kernels", "custom_generate")
+    names_code = bool(value) and name in ("trust_remote_code", "use_kernels", "allow_all_kernels", "custom_generate")
     from_hub = name in ("attn_implementation", "experts_implementation") and "/" in str(value)
     return [f"{name}: {shortened(value)}"] if names_code or from_hub else []
 

@@ -141,7 +141,9 @@ def parameter_count(config: Any, lora: Any = None) -> ParameterCount:
 
     config = copy.deepcopy(config)  # from_config writes the type into it
     with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
+        model: Any = AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32, attn_implementation="eager", trust_remote_code=False
+        )
         base = sum(p.numel() for p in model.parameters())
         layers = [sum(p.numel() for p in layer.parameters()) for layer in model.base_model.layers]
         if lora is None:

@@ -232,8 +232,9 @@ def _prepare(
 
 
 def _model(settings: RunSettings, config: EquipoiseConfig) -> PreTrainedModel:
-    on_cpu, given = config.device.type == "cpu", cast(dict, config.model_init_kwargs or {})
-    model = load_model(settings.model, on_cpu=on_cpu, trust_remote_code=config.trust_remote_code, **given)
+    on_cpu, given = config.device.type == "cpu", dict(cast(dict, config.model_init_kwargs or {}))
+    model_code = config.trust_remote_code or bool(given.pop("trust_remote_code", False))
+    model = load_model(settings.model, on_cpu=on_cpu, trust_remote_code=model_code, **given)
     config.model_init_kwargs = None  # used; TRL would warn that it cannot use them again
     return model
 

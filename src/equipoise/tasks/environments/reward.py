@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from equipoise.errors import InputError
+from equipoise.redaction import without_secrets
 from equipoise.tasks.datasets import shortened
 from equipoise.tasks.environments.episode import FAILURES, Episode
 
@@ -86,7 +87,12 @@ class EpisodeReward:
         if failed and self.record is not None:
             lines = [
                 json.dumps(
-                    {"outcome": e.outcome, "cause": e.cause, "steps": e.num_steps, "prompt": shortened(prompt, 2000)}
+                    {
+                        "outcome": e.outcome,
+                        "cause": without_secrets(e.cause),
+                        "steps": e.num_steps,
+                        "prompt": shortened(prompt, 2000),
+                    }
                 )
                 for prompt, e in failed
             ]
