@@ -1,5 +1,6 @@
 """A run folder from somebody else is safe to look at, and its code is run where the user has said so."""
 
+import json
 import os
 import stat
 import subprocess
@@ -116,22 +117,27 @@ def test_what_was_given_on_this_command_line_is_the_users_word(own, trace, capsy
     sys.modules.pop("mine", None)
 
 
+def found(capsys, *words):
+    """The findings of the doctor, by name."""
+    capsys.readouterr()
+    main(["doctor", "--json", *map(str, words)])
+    return {finding["name"]: finding for finding in json.loads(capsys.readouterr().out)["findings"]}
+
+
 @pytest.mark.slow
 def test_looking_runs_nothing_whoever_wrote_the_folder(own, trace, capsys):
     for folder in (own, of_somebody_else(own)):
-        main(["doctor", str(folder)])
-        shown = capsys.readouterr().out
-        assert "not checked: verifier self-test" in shown
-        assert "judges:digits" in shown
-        main(["doctor", str(folder / CONFIG_FILE)])
-        main(["report", str(folder), "-o", f"{folder.name}.html"])
+        for target in (folder, folder / CONFIG_FILE):
+            verifier = found(capsys, target)["verifier self-test"]
+            assert verifier["severity"] == "not checked"
+            assert "judges:digits" in verifier["evidence"]
+            assert "--reward" in verifier["evidence"]
+        assert main(["report", str(folder), "-o", f"{folder.name}.html"]) == 0
         main(["plan", "--config", str(folder / CONFIG_FILE)])
     assert not trace.is_left
-    main(["doctor", "theirs", "--probe"])
-    assert "--trust theirs" in " ".join(capsys.readouterr().out.split())
+    assert "--trust theirs" in found(capsys, "theirs", "--probe")["learning rate and first order"]["evidence"]
     assert not trace.is_left
-    main(["doctor", str(own), "--reward", "judges:digits"])
-    assert "not checked: verifier self-test" not in capsys.readouterr().out
+    assert found(capsys, "theirs", "--reward", "judges:digits")["verifier self-test"]["severity"] != "not checked"
     assert trace.is_left
 
 
@@ -195,7 +201,7 @@ def test_the_code_of_a_runs_model_is_run_where_its_key_says_so_and_the_folder_is
     for folder in (own, as_of_somebody_else(own, "theirs")):
         refusal(evaluate(folder), capsys)
         refusal(probe(folder), capsys)
-        main(["doctor", str(folder / "model")])
+        refusal(["doctor", str(folder / "model")], capsys)
     assert not trace.is_left
     main(evaluate("theirs", "--trust", "theirs"))
     assert trace.is_left
