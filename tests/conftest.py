@@ -1,4 +1,8 @@
 import os
+import tempfile
+
+# Runs are signed with a key of the user (equipoise.diagnostics.trust): tests have a user of their own.
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="equipoise-state-")
 
 # Two threads on two busy cores wait for each other: tiny models are orders of magnitude faster with one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

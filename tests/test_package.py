@@ -15,7 +15,19 @@ HOSTS = ["transformers", "trl", "verl", "triton", "accelerate", "datasets"]
 HOUSE = SOURCE.parents[1] / "docs" / "house.md"
 
 ORDER = [
-    {"errors", "types", "files", "inputs", "interrupts", "paths", "progress", "splitmix"},
+    {
+        "errors",
+        "types",
+        "files",
+        "inputs",
+        "interrupts",
+        "paths",
+        "plain_data",
+        "progress",
+        "redaction",
+        "splitmix",
+        "user_modules",
+    },
     {"statistics"},
     {"ratios", "clipping", "polarity", "balance", "entropy_control", "aggregation"},
     {"objectives"},

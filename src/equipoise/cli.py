@@ -12,7 +12,6 @@ import functools
 import importlib
 import inspect
 import itertools
-import logging
 import os
 import signal
 import sys
@@ -21,10 +20,11 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from equipoise import __version__
+from equipoise import __version__, user_modules
 from equipoise.errors import InputError, did_you_mean, shortened
 from equipoise.interrupts import Interrupted, handled, raise_interrupted
 from equipoise.paths import check_path
+from equipoise.redaction import log_to_stderr, without_secrets
 from equipoise.settings.data_keys import GONE, now_written
 
 
@@ -85,21 +85,18 @@ examples:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit code."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    words = sys.argv[1:] if arguments is None else arguments
+    log_to_stderr()
     # Bars are left to those that tell something: not one per file that the host libraries load or save.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.append(
-            os.getcwd()
-        )  # rewards and environments of the user; last, as no installed package is to be hidden
     try:
-        with warnings.catch_warnings():
+        with user_modules.kept(), warnings.catch_warnings():
             # Deprecations inside the host libraries are not for the user of this one.
             warnings.filterwarnings("ignore", category=FutureWarning)
             with handled(raise_interrupted, (signal.SIGTERM,)):
-                return _run(sys.argv[1:] if arguments is None else arguments)
+                return _run(words)
     except InputError as error:
-        print(f"equipoise: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"equipoise: {without_secrets(' '.join(str(error).split()), words)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
         message = str(error) or "interrupted"

@@ -15,7 +15,7 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
 
 
 def test_nothing_to_do_starts_nothing(monkeypatch):
-    monkeypatch.setattr(side_by_side, "multiprocessing", None)
+    monkeypatch.setattr(side_by_side, "subprocess", None)
     assert work([], 2, ENVIRONMENT) == {}
 
 
@@ -24,16 +24,6 @@ def test_processes_have_their_environment_and_this_one_keeps_its_own(tmp_path, m
     assert work([Job("note", tmp_path / "deep" / "note", jobs.note, ("OMP_NUM_THREADS",))], 1, ENVIRONMENT) == {}
     assert json.loads((tmp_path / "deep" / "note" / "found.json").read_text()) == {"OMP_NUM_THREADS": "1", "threads": 1}
     assert os.environ["OMP_NUM_THREADS"] == "7"
-
-
-@pytest.mark.parametrize("before", [None, "7"])
-def test_variables_are_set_for_a_while(monkeypatch, before):
-    monkeypatch.delenv("A_VARIABLE", raising=False)
-    if before is not None:
-        monkeypatch.setenv("A_VARIABLE", before)
-    with side_by_side._environment({"A_VARIABLE": "1"}):
-        assert os.environ["A_VARIABLE"] == "1"
-    assert os.environ.get("A_VARIABLE") == before
 
 
 def test_a_failure_is_its_last_line_and_the_others_go_on(tmp_path, capsys):

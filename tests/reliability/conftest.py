@@ -2,6 +2,7 @@ import forked_commands
 import pytest
 import recovery
 from command_line import prepare, workplace  # noqa: F401  (a fixture)
+from hostile import trace  # noqa: F401
 
 
 @pytest.fixture(scope="session")

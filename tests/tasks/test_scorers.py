@@ -48,9 +48,9 @@ def rewards(pool):
     made = {}
     for name in NAMES:
         dataset_class, config_class = DATASETS[name]
-        config = config_class(size=2, seed=1)
-        entries = {f"train/{index}": example for index, example in enumerate(dataset_class(config))}
-        made[name] = ProceduralReward(f"reasoning_gym:{name}", (name, config), entries, pool=pool)
+        settings = {"size": 2, "seed": 1}
+        entries = {f"train/{i}": example for i, example in enumerate(dataset_class(config_class(**settings)))}
+        made[name] = ProceduralReward(f"reasoning_gym:{name}", (name, settings), entries, pool=pool)
     return made
 
 
@@ -106,9 +106,8 @@ def made(pool, name, **settings):
     from reasoning_gym.factory import DATASETS
 
     dataset_class, config_class = DATASETS[name]
-    config = config_class(**settings)
-    entries = {f"train/{index}": example for index, example in enumerate(dataset_class(config))}
-    return ProceduralReward(f"reasoning_gym:{name}", (name, config), entries, pool=pool)
+    entries = {f"train/{i}": example for i, example in enumerate(dataset_class(config_class(**settings)))}
+    return ProceduralReward(f"reasoning_gym:{name}", (name, settings), entries, pool=pool)
 
 
 def test_what_has_no_value_is_worth_nothing(pool):

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Generic, TypeVar
 
 from tyro.conf import arg
 
+from equipoise.diagnostics.trust import named_code
 from equipoise.errors import InputError
 from equipoise.settings.data_keys import data_term
 
@@ -52,8 +53,14 @@ class DataOptions(Generic[Tasks]):
         return bool(self.tasks)
 
     def keys_over(self, keys: dict[str, Any]) -> dict[str, Any]:
-        """The keys of a run for this data; where none is named, those of `keys` that name it."""
+        """The keys of a run for this data; where none is named, those of `keys`, with what else is given over them."""
         own = {"prompt_template": self.prompt_template, "chat": self.chat, "reward": self.reward}
         if self.named:
             return own | {"task": self.tasks[0]}
-        return {key: keys[key] for key in ("task", *own) if key in keys}
+        given = {key: value for key, value in own.items() if value}
+        return {key: keys[key] for key in ("task", *own) if key in keys} | given
+
+    @property
+    def code(self) -> list[str]:
+        """The code that they name: the user's own word, so that it may be run."""
+        return named_code({"reward": self.reward})

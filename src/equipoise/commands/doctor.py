@@ -1,7 +1,8 @@
 """`equipoise doctor`: what is wrong with a run, a configuration or a model.
 
 The target is recognised by what is there: a run folder by its settings and metrics, a configuration by being a file, a
-model by its config.json or by being a hub id. Reads only; nothing is written.
+model by its config.json or by being a hub id. Reads only: nothing is written, and no code that a run folder or a
+configuration names is run, whoever wrote them. A reward that was given on the command line is the user's own word.
 """
 
 import dataclasses
@@ -30,6 +31,7 @@ from equipoise.commands.doctor_checks import (
 )
 from equipoise.commands.doctor_run import check_files, read_run_files
 from equipoise.commands.threads import fit_threads
+from equipoise.commands.trusting import TrustOptions
 from equipoise.diagnostics.doctor import (
     RUN_CHECKS,
     SETTINGS_CHECKS,
@@ -41,6 +43,7 @@ from equipoise.diagnostics.doctor import (
     print_findings,
 )
 from equipoise.diagnostics.run_folder import ENVIRONMENT_FILE, METRICS_FILE, RESOLVED_FILE
+from equipoise.diagnostics.trust import named_code
 from equipoise.errors import InputError
 from equipoise.models.loading import load_model, load_tokenizer, template_settings
 from equipoise.settings.run import RunSettings
@@ -50,6 +53,7 @@ from equipoise.trl.keys import build, read_config
 
 Kind = Literal["run", "config", "model"]
 RUN_FILES = (METRICS_FILE, RESOLVED_FILE, ENVIRONMENT_FILE)
+HOW_TO_GIVE = "--reward module:function"
 PROBE = probing.ProbeSampling(prompts=8, batches=2)
 """The small probe of --probe; `equipoise probe` has the larger one."""
 
@@ -59,7 +63,8 @@ class DoctorOptions:
     """Find what usually goes wrong: ratios that are always 1, padding or tool output in the entropy, truncated
     completions, groups with equal rewards, a verifier that accepts nothing, sampling and training log-probs that
     disagree, bounds and controllers at their limit, steps too large for first order, batch arithmetic. Every finding
-    says what was seen, why it matters and what to change. Reads only; docs/doctor.md has all checks.
+    says what was seen, why it matters and what to change. Reads only, and runs no code that the target names;
+    docs/doctor.md has all checks.
 
     Exit code 1 when something is wrong, 0 when not (warnings do not count), 2 when the target is none of the three.
     """
@@ -75,6 +80,7 @@ class DoctorOptions:
         default=None, metadata={"help": "Of the probe; unset: that of the run, else 1e-5."}
     )
     data: DataOptions[str] = dataclasses.field(default_factory=DataOptions[str])
+    trust: TrustOptions = dataclasses.field(default_factory=TrustOptions)
 
 
 def doctor(options: DoctorOptions) -> int:
@@ -84,6 +90,7 @@ def doctor(options: DoctorOptions) -> int:
         InputError: a target that is no run, configuration or model, or one that cannot be read.
     """
     kind = recognised(options.target)
+    options.trust.check([options.target])
     if options.probe and kind == "config":
         raise InputError(f"--probe needs a run or a model, and {options.target} was taken for a config")
     try:
@@ -168,12 +175,21 @@ def _task(options: DoctorOptions, given: dict[str, Any]) -> tuple[Task | None, s
     data = options.data.keys_over(given)
     if not data.get("task"):
         return None, "no data was named: give --task, or --dataset and --reward"
+    code = [] if options.data.named else _named_code(given, data)
+    foreign = [what for what in code if what not in options.data.code]
+    if foreign:
+        return None, f"it takes {', '.join(foreign)}, which doctor does not run: to try a reward give {HOW_TO_GIVE}"
     try:
         return load_task(RunSettings(model="MODEL", **data)), ""
     except InputError as error:
         if options.data.named:
             raise
         return None, f"the data cannot be loaded: {error}"
+
+
+def _named_code(given: dict[str, Any], data: dict[str, Any]) -> list[str]:
+    """The code behind the reward of a run or configuration; None of a model is loaded for it."""
+    return named_code(data | {"environment": given.get("environment")})
 
 
 def _model(options: DoctorOptions) -> list[Finding]:
@@ -203,6 +219,7 @@ def _probed(options: DoctorOptions, settings: dict[str, Any]) -> Finding:
                     model=options.target,
                     output=Path(folder) / "probe",
                     data=options.data,
+                    trust=options.trust,
                     step=probing.StepOptions(learning_rate=rate),
                     sampling=dataclasses.replace(PROBE, max_new_tokens=settings.get("max_completion_length")),
                 )

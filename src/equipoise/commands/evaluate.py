@@ -17,7 +17,9 @@ from tyro.conf import Positional, arg
 from equipoise.commands.data import DataOptions
 from equipoise.commands.evaluation_table import as_csv, as_markdown, print_evaluations
 from equipoise.commands.threads import fit_threads
+from equipoise.commands.trusting import TrustOptions
 from equipoise.diagnostics.run_folder import is_run_folder, model_of
+from equipoise.diagnostics.trust import named_code, require_trust
 from equipoise.errors import InputError, require
 from equipoise.files import write_at_once
 from equipoise.models.evaluation import Evaluation
@@ -27,8 +29,10 @@ from equipoise.models.resumable_evaluation import SampleFile, data_fingerprint, 
 from equipoise.models.sampling import Sampler
 from equipoise.models.vllm_sampling import VllmSampler, vllm_engine
 from equipoise.paths import check_new_file
+from equipoise.redaction import redacted
 from equipoise.settings.task_loading import evaluation_task
 from equipoise.tasks import RewardFunction, check_task_name
+from equipoise.tasks.registry import is_own_data
 from equipoise.trl import run
 
 DEFAULT_MAX_NEW_TOKENS = 512
@@ -80,6 +84,7 @@ class EvaluateOptions:
     )
     data: DataOptions[tuple[str, ...]] = field(default_factory=DataOptions[tuple[str, ...]])
     sampling: SamplingOptions = SamplingOptions()
+    trust: TrustOptions = field(default_factory=TrustOptions)
 
     def __post_init__(self) -> None:
         tasks = self.data.tasks
@@ -110,6 +115,7 @@ def evaluate_models(options: EvaluateOptions) -> dict[str, dict[str, Evaluation]
         InputError: options that do not fit, models or data that cannot be loaded, an output that exists, or samples of
             other settings.
     """
+    options.trust.check(options.models)
     _check(options)
     held_out = {name: _benchmarks(name, options) for name in options.models}
     files = {name: _sample_files(number, name, held_out[name], options) for number, name in enumerate(options.models)}
@@ -175,6 +181,7 @@ def _held_out(name: str, chosen: str | None, options: EvaluateOptions) -> HeldOu
         raise InputError(f"{name} names no held-out data: give --task, or --dataset and --reward")
     if keys.get("environment") and not chosen:
         raise InputError(f"{name} has episodes, which only the run itself evaluates (evaluate_every)")
+    _require_trust(name, keys, named, options)
     task = evaluation_task(
         named,
         reward=given.reward or keys.get("reward"),
@@ -195,6 +202,14 @@ def _held_out(name: str, chosen: str | None, options: EvaluateOptions) -> HeldOu
     return HeldOut(task.name, dataset.select(range(rows)), task.evaluation_reward, length, told)
 
 
+def _require_trust(name: str, keys: dict[str, Any], named: str, options: EvaluateOptions) -> None:
+    """Before the code that a run folder names would be imported."""
+    used: dict[str, Any] = {} if options.data.tasks else {"eval_task": named}
+    if is_own_data(named) and not options.data.reward:
+        used["reward"] = keys.get("reward")
+    require_trust(Path(name), named_code(used), trusted=options.trust.folders)
+
+
 def _sample_files(number: int, name: str, benchmarks: list[HeldOut], options: EvaluateOptions) -> list:
     """Where the samples of each benchmark are kept, checked before anything is sampled; None where they are not."""
     if options.samples_output is None:
@@ -208,18 +223,19 @@ def _sample_files(number: int, name: str, benchmarks: list[HeldOut], options: Ev
             "max_new_tokens": data.max_new_tokens, "batch_size": sampling.batch_size, "seed": sampling.seed,
             "backend": sampling.backend, "reward": data.reward.__name__,
         } | ({"chat_template_kwargs": data.template_kwargs} if data.template_kwargs else {})  # fmt: skip
-        files.append(SampleFile(options.samples_output / f"{label}.jsonl", settings))
+        files.append(SampleFile(options.samples_output / f"{label}.jsonl", redacted(settings)))
         files[-1].check()
     return files
 
 
 def _evaluate(name: str, benchmarks: list[HeldOut], files: list, options: EvaluateOptions) -> dict[str, Evaluation]:
     """The evaluations of one model, which is loaded once."""
-    tokenizer, sampling = load_tokenizer(model_of(name)), options.sampling
+    model_code, sampling = options.trust.model_code(name), options.sampling
+    tokenizer = load_tokenizer(model_of(name), trust_remote_code=model_code)
     encoded = [
         encoded_prompts(tokenizer, data.dataset["prompt"][:], data.template_kwargs, model=name) for data in benchmarks
     ]
-    sampler = _sampler(name, tokenizer, sampling)
+    sampler = _sampler(name, tokenizer, sampling, model_code)
     evaluations = {}
     for data, prompt_ids, file in zip(benchmarks, encoded, files, strict=True):
         sampler.max_new_tokens = data.max_new_tokens
@@ -239,14 +255,14 @@ def _evaluate(name: str, benchmarks: list[HeldOut], files: list, options: Evalua
     return evaluations
 
 
-def _sampler(name: str, tokenizer: Any, sampling: SamplingOptions) -> Any:
+def _sampler(name: str, tokenizer: Any, sampling: SamplingOptions, model_code: bool) -> Any:
     """The model, ready to sample, in transformers or in vLLM."""
     model_name = model_of(name)
     if sampling.backend == "vllm":
         engine, parameters = vllm_engine(model_name, seed=sampling.seed)
         return VllmSampler(engine, parameters, tokenizer, 1)
     on_cpu = not torch.accelerator.is_available()
-    model = load_model(model_name, on_cpu=on_cpu)
+    model = load_model(model_name, on_cpu=on_cpu, trust_remote_code=model_code)
     fit_threads(model, on_cpu=on_cpu)
     if not on_cpu:
         cast(Any, model).to(torch.accelerator.current_accelerator())

@@ -21,6 +21,7 @@ from tyro.conf import Positional, arg
 
 from equipoise.commands.data import DataOptions
 from equipoise.commands.threads import fit_threads
+from equipoise.commands.trusting import TrustOptions
 from equipoise.diagnostics.probe import (
     ProbeTokens,
     decile_correlation,
@@ -32,6 +33,7 @@ from equipoise.diagnostics.probe import (
 )
 from equipoise.diagnostics.probe_figure import probe_figure
 from equipoise.diagnostics.run_folder import is_run_folder, model_of
+from equipoise.diagnostics.trust import named_code, require_trust
 from equipoise.errors import InputError, require
 from equipoise.files import folder_at_once, writing
 from equipoise.models.loading import load_model, load_tokenizer, template_settings
@@ -106,6 +108,7 @@ class ProbeOptions:
     data: DataOptions[str] = field(default_factory=DataOptions[str])
     step: StepOptions = StepOptions()
     sampling: ProbeSampling = ProbeSampling()
+    trust: TrustOptions = field(default_factory=TrustOptions)
 
 
 def probe(options: ProbeOptions) -> dict[str, Any]:
@@ -118,6 +121,7 @@ def probe(options: ProbeOptions) -> dict[str, Any]:
         InputError: an output that exists, a model or data that cannot be loaded, rewards that give no advantage.
     """
     check_new_file(options.output, "--output")
+    options.trust.check([options.model])
     settings, sampling = _settings(options), options.sampling
     told = _template_kwargs(options)
     task = load_task(settings)
@@ -126,9 +130,10 @@ def probe(options: ProbeOptions) -> dict[str, Any]:
         flags = f"--prompts {sampling.prompts} x --batches {sampling.batches}"
         raise InputError(f"{flags} need {needed} prompts, the data has {len(task.train)}")
     on_cpu = not torch.accelerator.is_available()
-    tokenizer = load_tokenizer(settings.model)
+    model_code = options.trust.model_code(options.model)
+    tokenizer = load_tokenizer(settings.model, trust_remote_code=model_code)
     # In float32: the step of a usual learning rate is lost in the rounding of bf16 weights.
-    model = load_model(settings.model, on_cpu=on_cpu, dtype=torch.float32)
+    model = load_model(settings.model, on_cpu=on_cpu, dtype=torch.float32, trust_remote_code=model_code)
     _thaw_adapter(model, settings.model)
     fit_threads(model, on_cpu=on_cpu)
     if not on_cpu:
@@ -178,6 +183,9 @@ def _settings(options: ProbeOptions) -> RunSettings:
     data = options.data.keys_over(keys)
     if not data.get("task"):
         raise InputError(f"{options.model} names no data: give --task, or --dataset and --reward")
+    if not options.data.named:
+        trusted = options.trust.folders
+        require_trust(Path(options.model), named_code(data), given=options.data.code, trusted=trusted)
     return RunSettings(model=model_of(options.model), **data)
 
 

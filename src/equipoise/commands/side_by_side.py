@@ -1,27 +1,30 @@
 """Work in processes of their own, several side by side: the runs of a study and those of the quick start.
 
-The processes are forked from one that has imported everything, so a run of half a minute does not spend a quarter of it
-on imports. What a process prints goes to a log beside its folder.
+The processes are forked from one that has imported everything (`job_server`), so a run of half a minute does not spend
+a quarter of it on imports. What a process prints goes to a log beside its folder.
 """
 
-import multiprocessing
+import atexit
 import os
+import queue
 import shutil
+import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
+from equipoise import plain_data
 from equipoise.diagnostics.run_folder import METRICS_FILE, latest_checkpoint
-from equipoise.errors import InputError
 from equipoise.progress import progress_bar
 
 PRELOADED = ["equipoise.trl.run", "equipoise.models.warm_starts"]
 POLL_SECONDS = 0.2
+_SERVER = Path(__file__).with_name("job_server.py")
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Job:
         name: on the bar, and of the failure.
         folder: what the work makes; the folders above it are made.
         function: of a module, not of another function.
-        arguments: that can be pickled.
+        arguments: plain data (`equipoise.plain_data`).
         num_updates: of the run in `folder`, where it is known.
     """
 
@@ -61,30 +64,28 @@ def work(jobs: list[Job], num_jobs: int, environment: Mapping[str, str]) -> dict
     """
     if not jobs:
         return {}
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    with _environment(environment):
-        forkserver.ensure_running()  # the parent of all processes: they have its environment
+    server = _server(environment)
     waiting, failures = list(reversed(jobs)), {}
-    running: dict[str, tuple[Job, Any]] = {}
+    running: dict[str, Job] = {}
     with _Bars(len(jobs)) as bars:
         try:
             while waiting or running:
                 while waiting and len(running) < num_jobs:
                     job = waiting.pop()
-                    running[job.name] = job, _started(job, context)
+                    running[job.name] = job
+                    server.start(job)
                 time.sleep(POLL_SECONDS)
-                for name, (job, process) in list(running.items()):
+                ended = server.ended(list(running))
+                for name, job in list(running.items()):
                     bars.show(job)
-                    if not process.is_alive():
+                    if name in ended:
                         del running[name]
-                        if process.exitcode:
+                        if ended[name]:
                             failures[name] = _last_line(job.log)
                         bars.finish(job, failures.get(name))
         finally:
-            for _, process in running.values():
-                process.terminate()
-                process.join()
+            if running:
+                server.close()
     return failures
 
 
@@ -99,43 +100,69 @@ def train_or_continue(folder: Path, values: dict[str, Any], begin: Callable[[], 
     from equipoise.trl import run
 
     if latest_checkpoint(folder) is not None:
-        run.resume(folder, {})
+        run.resume(folder, {}, given=values)
         return
     shutil.rmtree(folder, ignore_errors=True)
     begin()
     run.train(values | {"output_dir": str(folder)})
 
 
-def _started(job: Job, context: Any) -> Any:
-    job.folder.parent.mkdir(parents=True, exist_ok=True)
-    process = context.Process(target=_child, args=(job,))
-    process.start()
-    return process
+class _Server:
+    """The parent of all processes with one environment, and what it tells of them."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", str(_SERVER), plain_data.written(sys.path), *PRELOADED],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | environment,
+        )  # fmt: skip
+        self._answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        atexit.register(self.close)
+
+    def start(self, job: Job) -> None:
+        job.folder.parent.mkdir(parents=True, exist_ok=True)
+        request = {
+            "name": job.name, "folder": job.folder, "arguments": job.arguments, "log": str(job.log),
+            "function": f"{job.function.__module__}:{job.function.__qualname__}", "path": sys.path, "cwd": os.getcwd(),
+        }  # fmt: skip
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError):  # it has ended, which `ended` tells
+            self.process.stdin.write(plain_data.written(request).encode() + b"\n")
+            self.process.stdin.flush()
+
+    def ended(self, names: list[str]) -> dict[str, int]:
+        """The exit codes of those that have ended since; of all of them, where this server has."""
+        codes = dict.fromkeys(names, 1) if not self._reader.is_alive() else {}
+        with suppress(queue.Empty):
+            while True:
+                answer = self._answers.get_nowait()
+                codes[answer["name"]] = answer["code"]
+        return codes
+
+    def close(self) -> None:
+        """End it, and with it every process that still runs."""
+        assert self.process.stdin is not None
+        with suppress(OSError):
+            self.process.stdin.close()
+        self.process.wait()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout as answers:
+            for line in answers:
+                self._answers.put(plain_data.read(line))
 
 
-def _child(job: Job) -> None:
-    with job.log.open("a") as file:
-        for stream in (1, 2):
-            os.dup2(file.fileno(), stream)
-    try:
-        job.function(job.folder, *job.arguments)
-    except InputError as error:
-        print(f"equipoise: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-        sys.exit(2)
+_servers: dict[tuple, _Server] = {}
 
 
-@contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+def _server(environment: Mapping[str, str]) -> _Server:
+    """The server with these variables; started once, and anew where it has ended."""
+    key = tuple(sorted(environment.items()))
+    if key not in _servers or _servers[key].process.poll() is not None:
+        _servers[key] = _Server(environment)
+    return _servers[key]
 
 
 class _Bars:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from equipoise.commands.threads import fit_threads
+from equipoise.commands.trusting import TrustOptions
 from equipoise.errors import InputError
 from equipoise.settings.presets import merged
 from equipoise.settings.run import RunSettings
@@ -31,7 +32,10 @@ class TrainOptions:
         metadata={"help": "The same configuration end to end with a tiny random model on a CPU; says what it cut."},
     )
 
+    trust: TrustOptions = field(default_factory=TrustOptions)
+
     def __post_init__(self) -> None:
+        self.trust.check([] if self.resume is None else [self.resume])
         if self.resume is not None and self.config is not None:
             raise InputError("--resume takes the run's own configuration: leave --config out")
         if self.resume is not None and self.smoke:
@@ -48,9 +52,9 @@ def train(options: TrainOptions, keys: Mapping[str, Any]) -> Path:
     Raises:
         InputError: anything the user can mend.
     """
-    flags = checked_keys(keys, "flag --", beside=vars(options))
+    flags = checked_keys(keys, "flag --", beside=[*vars(options), *vars(options.trust)])
     if options.resume is not None:
-        folder = run.resume(options.resume, flags, on_model=fit_threads)
+        folder = run.resume(options.resume, flags, trusted=options.trust.folders, on_model=fit_threads)
     else:
         values = merged({} if options.config is None else read_config(options.config), flags)
         if options.smoke:

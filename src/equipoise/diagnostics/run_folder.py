@@ -1,6 +1,7 @@
 """What lies where in a run folder, for whoever writes or reads one.
 
 RUN/config.yaml       the keys that were given: `equipoise train --config RUN/config.yaml` repeats the run
+RUN/signature         that the user of this machine began the run with this config.yaml (`diagnostics.trust`)
 RUN/resolved.yaml     every setting in force
 RUN/environment.json  versions, machine, command, seed
 RUN/metrics.jsonl     one line per update
@@ -18,6 +19,7 @@ from equipoise.errors import InputError
 from equipoise.files import refuse_other_than_own
 
 CONFIG_FILE, RESOLVED_FILE, ENVIRONMENT_FILE = "config.yaml", "resolved.yaml", "environment.json"
+SIGNATURE_FILE = "signature"
 METRICS_FILE, EVALUATION_FILE = "metrics.jsonl", "evaluation.jsonl"
 RECORDS_FOLDER, MODEL_FOLDER = "tokens", "model"
 

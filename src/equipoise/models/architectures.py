@@ -39,7 +39,7 @@ def architecture(model: str, file: Path | None = None) -> Any:
     if (Path(model) / CONFIG).is_file():
         checked_config(Path(model) / CONFIG)
     try:
-        return AutoConfig.from_pretrained(model).get_text_config()
+        return AutoConfig.from_pretrained(model, trust_remote_code=False).get_text_config()
     except Exception as error:  # transformers raises nearly everything for a model that it cannot read
         cause = " ".join(str(error).split())
         raise InputError(
@@ -146,7 +146,9 @@ def parameter_count(config: Any, lora: Any = None) -> ParameterCount:
 
     config = copy.deepcopy(config)  # from_config writes the type into it
     with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
+        model: Any = AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32, attn_implementation="eager", trust_remote_code=False
+        )
         base = sum(p.numel() for p in model.parameters())
         layers = [sum(p.numel() for p in layer.parameters()) for layer in model.base_model.layers]
         if lora is None:

@@ -23,7 +23,8 @@ class EvaluationRanks:
     Attributes:
         rank: number of this one.
         count: how many there are.
-        gather: a picklable value -> those of every rank, in order of rank, on every rank; all have to call it.
+        gather: plain data (`equipoise.plain_data`) -> those of every rank, in order of rank, on every rank; all have to
+            call it.
         in_step: the model is sharded, so that no rank can generate unless all of them do.
         own_seeds: every sample has a seed of its own, so that it is the same on any number of ranks. One process alone
             draws all of its samples from one generator.

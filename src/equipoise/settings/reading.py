@@ -17,6 +17,7 @@ from pydantic import ConfigDict, TypeAdapter
 
 from equipoise.errors import InputError, did_you_mean, shortened
 from equipoise.inputs.yaml_text import MOST_DEPTH, Number, YamlError, yaml_lines, yaml_mapping, yaml_value
+from equipoise.redaction import redacted
 from equipoise.settings.data_keys import DATA_SPELLINGS, GONE, data_term, now_written
 
 # The names the hosts' own scripts use for the same things, and data as the task that it is.
@@ -120,7 +121,8 @@ def checked_keys(
         try:
             checked[key] = converted(value, known[key])
         except ValueError:
-            raise InputError(f"{origin}{name} must be {type_in_words(known[key])}, got {shortened(value)}") from None
+            shown = shortened(redacted(value, key))
+            raise InputError(f"{origin}{name} must be {type_in_words(known[key])}, got {shown}") from None
         if given in DATA_SPELLINGS:
             checked[key] = data_term(checked[key])
     return checked

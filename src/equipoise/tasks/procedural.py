@@ -15,6 +15,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from equipoise import plain_data
 from equipoise.errors import InputError
 from equipoise.tasks.datasets import one_line, shortened
 from equipoise.tasks.mathematics import tagged_answer
@@ -63,12 +64,13 @@ def reasoning_gym_task(name: str, parameters: Mapping[str, Any]) -> Task:
     fields = [field.name for field in dataclasses.fields(config_class) if field.name not in _OWN]
     check_parameters(label, own, [*_OWN, *fields])
     entries: dict[str, dict] = {}
-    splits, config = {}, None
+    splits, keywords = {}, {}
     for split, count, split_seed in (("train", size, seed), ("held_out", held_out, seed + HELD_OUT_SEED_OFFSET)):
         if count:
-            config = configured(label, config_class, own | {"size": count, "seed": split_seed})
+            keywords = own | {"size": count, "seed": split_seed}
+            config = configured(label, config_class, keywords)
             splits[split] = _examples(label, dataset_class, config, split, entries)
-    reward = ProceduralReward(label, (name, config), entries)
+    reward = ProceduralReward(label, (name, keywords), entries)
     train, tested = splits["train"], splits.get("held_out")
     if tested is not None:
         train = without_held_out(train, tested, label)
@@ -93,7 +95,7 @@ class ProceduralReward:
     def __init__(
         self,
         label: str,
-        scorer: tuple[str, Any],
+        scorer: tuple[str, dict[str, Any]],
         entries: dict[str, dict],
         *,
         pool: WorkerPool | None = None,
@@ -102,7 +104,7 @@ class ProceduralReward:
 
         Args:
             label: the task.
-            scorer: the registered name of the data set and its configuration.
+            scorer: the registered name of the data set and the keywords of its configuration.
             entries: the examples, by key.
             pool: of the kind "reasoning_gym"; None: the one that all share.
         """
@@ -188,6 +190,7 @@ def _examples(label: str, dataset_class: type, config: Any, split: str, entries:
                 continue
             seen.add(content)
             key = f"{split}/{index}"
+            plain_data.written(example)  # what no worker could be told is refused now
             entries[key] = example
             rows["prompt"].append(example["question"])
             rows["answer"].append("" if example["answer"] is None else str(example["answer"]))

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import importlib
 import inspect
 import logging
 import math
@@ -21,8 +20,8 @@ from equipoise.tasks.mathematics import marked_answer
 from equipoise.tasks.shaping import TERMS
 from equipoise.tasks.task import MAX_REWARD, RewardFunction, completion_text
 from equipoise.tasks.terms import Term, called, nearest, parsed_terms
-from equipoise.tasks.user_modules import modules_of_the_user
 from equipoise.tasks.verification import VerifierPool, shared_pool
+from equipoise.user_modules import import_of_the_user
 
 logger = logging.getLogger("equipoise")
 
@@ -31,6 +30,8 @@ COUNTED = ("unparsable", "timeout", "memory", "refused", "error", "bad_gold")
 
 MISSING = object()
 """In the place of a function that a module does not have."""
+BUILT_IN = frozenset(("exact", "math", *TERMS))
+"""Names of rewards that are ours; any other is code of the user."""
 
 SLOW_SECONDS = 60.0
 """After which a call of a user's function that still runs is reported."""
@@ -303,9 +304,8 @@ def imported(name: str, what: str) -> Callable[..., Any]:
         listed = f"one of {', '.join(known)} or " if known else ""
         raise InputError(f'the {what} must be {listed}"module:name", got {name!r}{nearest(name, known)}')
     try:
-        with modules_of_the_user():
-            module = importlib.import_module(module_name)
-            function = getattr(module, attribute, MISSING)  # some modules make it only now
+        module = import_of_the_user(module_name)
+        function = getattr(module, attribute, MISSING)  # some modules make it only now
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # whatever the user's module raises while it is imported, also one that exits

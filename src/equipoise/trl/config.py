@@ -1,5 +1,6 @@
 """`EquipoiseConfig`: TRL's `GRPOConfig` with the keys of equipoise."""
 
+import copy
 import dataclasses
 import logging
 from dataclasses import MISSING, dataclass, field, fields
@@ -9,6 +10,7 @@ import torch
 from trl.trainer.grpo_config import GRPOConfig
 
 from equipoise.errors import require
+from equipoise.redaction import redacted
 from equipoise.settings.batches import RolloutBatch
 from equipoise.settings.clipping import require_choice
 from equipoise.settings.records import RecordSettings
@@ -86,6 +88,23 @@ class EquipoiseConfig(RecordSettings, SteeringSettings, RolloutSettings, GRPOCon
             made = part.default_factory
             setattr(own, part.name, part.default if made is MISSING else made())
         vars(own).update(vars(config))
+        return own
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a pickle holds: transformers writes one beside every model, in which no token of the hub may stand."""
+        return {name: redacted(value, name) for name, value in vars(self).items()}
+
+    def __deepcopy__(self, memory: dict[int, Any]) -> "EquipoiseConfig":
+        """A copy, with its secrets: it stays in this process."""
+        own = type(self).__new__(type(self))
+        memory[id(self)] = own
+        vars(own).update(copy.deepcopy(vars(self), memory))
+        return own
+
+    def __copy__(self) -> "EquipoiseConfig":
+        """As `__deepcopy__`."""
+        own = type(self).__new__(type(self))
+        vars(own).update(vars(self))
         return own
 
     def _check_host_values(self) -> None:

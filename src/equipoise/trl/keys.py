@@ -2,18 +2,22 @@
 
 import dataclasses
 import functools
+import logging
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from equipoise.errors import InputError
+from equipoise.redaction import REDACTED, is_redacted
 from equipoise.settings import reading
 from equipoise.settings.presets import with_preset
 from equipoise.settings.run import RunSettings
 from equipoise.tasks.datasets import one_line
 from equipoise.trl.beginning import raised_by_host
 from equipoise.trl.config import EquipoiseConfig
+
+logger = logging.getLogger("equipoise")
 
 
 @functools.cache
@@ -45,6 +49,41 @@ def read_config(path: str | Path) -> dict[str, Any]:
         InputError: a file that cannot be read, or as `checked_keys`.
     """
     return checked_keys(reading.read_yaml(path), f"config {path}: ")
+
+
+def with_secrets(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """The keys without those whose secret was taken out when they were written, as the host finds such a secret itself.
+
+    A token of the hub is then that of the environment (HF_TOKEN) or of a login.
+
+    Args:
+        values: checked keys, over which flags have been laid already.
+        origin: where they are from, for messages.
+
+    Raises:
+        InputError: a secret that is nowhere else, such as the password in an address, or a token for `push_to_hub`.
+    """
+    kept = _without_secrets(values, origin, "")
+    if values.get("push_to_hub") and is_redacted(values.get("hub_token")):
+        from huggingface_hub import get_token
+
+        if get_token() is None:
+            raise InputError(f"{origin} holds no hub_token, which push_to_hub needs: give --hub_token, or set HF_TOKEN")
+    return kept
+
+
+def _without_secrets(values: Mapping[str, Any], origin: str, within: str) -> dict[str, Any]:
+    kept = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            kept[key] = _without_secrets(value, origin, within or str(key))
+        elif value == REDACTED and str(key).endswith("token"):
+            logger.warning("%s holds no %s, as it is a secret: that of the environment is taken, if any.", origin, key)
+        elif is_redacted(value):
+            raise InputError(f"{origin} holds no {key}, as it is or has a secret: give --{within or key} again")
+        else:
+            kept[key] = value
+    return kept
 
 
 def build(values: dict[str, Any]) -> tuple[RunSettings, EquipoiseConfig]:

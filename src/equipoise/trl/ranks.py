@@ -4,10 +4,10 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor
 from trl.distributed import DistributedBackend
 
+from equipoise import plain_data
 from equipoise.models.evaluation_ranks import EvaluationRanks
 from equipoise.steering.ranks import Ranks
 
@@ -42,10 +42,17 @@ def evaluation_ranks(accelerator: Any) -> EvaluationRanks:
     return EvaluationRanks(
         accelerator.process_index,
         accelerator.num_processes,
-        lambda value: gather_object([value]),
+        lambda value: gathered_data(value, accelerator),
         in_step=is_sharded(accelerator),
         own_seeds=True,
     )
+
+
+def gathered_data(value: Any, accelerator: Any) -> list[Any]:
+    """The plain data (`equipoise.plain_data`) of every process, in order of rank."""
+    line = torch.frombuffer(bytearray(plain_data.written(value).encode()), dtype=torch.uint8)
+    rows = gathered_rows(line.to(accelerator.device), accelerator)
+    return [plain_data.read(row.cpu().numpy().tobytes()) for row in rows]
 
 
 def gathered_rows(rows: Tensor, accelerator: Any) -> list[Tensor]:

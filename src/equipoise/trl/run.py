@@ -12,7 +12,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -36,24 +36,27 @@ from equipoise.diagnostics.run_folder import (
     is_run_folder,
     latest_checkpoint,
 )
+from equipoise.diagnostics.trust import is_named, named_code, require_trust, sign
 from equipoise.errors import InputError
 from equipoise.files import PART, clear, put, write_at_once
 from equipoise.models.evaluation import evaluate_policy
 from equipoise.models.loading import load_model, load_tokenizer, lora_config, template_settings
 from equipoise.models.prompts import check_prompts
 from equipoise.paths import cause_of_failed_write, check_path
+from equipoise.redaction import is_redacted, redacted, redacted_words
 from equipoise.settings.reading import read_yaml, written_keys
 from equipoise.settings.run import RunSettings
 from equipoise.settings.task_loading import load_task
 from equipoise.tasks import RewardFunction, Task
 from equipoise.tasks.environments import EpisodeReward
+from equipoise.trl import checkpoints
 from equipoise.trl.beginning import Beginning
 from equipoise.trl.callbacks import HeldOutEvaluation, MetricsRecorder, ProgressBar
 from equipoise.trl.checkpoints import check_whole, set_later_aside
 from equipoise.trl.config import EquipoiseConfig
 from equipoise.trl.endings import told
 from equipoise.trl.episodes import evaluate_episodes
-from equipoise.trl.keys import build, read_config
+from equipoise.trl.keys import build, read_config, with_secrets
 from equipoise.trl.ranks import evaluation_ranks
 from equipoise.trl.sharding import ready_to_generate
 from equipoise.trl.stopping import Stopping
@@ -65,7 +68,7 @@ logger = logging.getLogger("equipoise")
 # it another run.
 RESUMABLE_CHANGES = {
     "max_steps", "num_train_epochs", "save_steps", "save_total_limit", "report_to", "disable_tqdm", "output_dir",
-    "dataloader_num_workers", "log_completions", "run_name", "record_tokens", "record_tokens_fraction",
+    "dataloader_num_workers", "log_completions", "run_name", "record_tokens", "record_tokens_fraction", "hub_token",
 }  # fmt: skip
 
 
@@ -90,6 +93,7 @@ def train(
     Raises:
         InputError: anything the user can mend; nothing is left behind unless training had begun.
     """
+    values = with_secrets(values, "the keys of this run")
     settings, config = build(values)
     folder, beginning = Path(str(config.output_dir)), Beginning()
     created = _new_folder(folder)
@@ -126,39 +130,49 @@ def _new_folder(folder: Path) -> bool:
     return created
 
 
-def resume(folder: Path, changes: dict[str, Any], *, on_model: OnModel | None = None) -> Path:
+def resume(
+    folder: Path,
+    changes: dict[str, Any],
+    *,
+    given: Mapping[str, Any] | None = None,
+    trusted: Sequence[Path] = (),
+    on_model: OnModel | None = None,
+) -> Path:
     """Continue an interrupted run from its newest complete checkpoint, exactly as if it had not been interrupted.
 
     Keys of equipoise that were not given keep the defaults that the run began with.
 
     Args:
         folder: the run folder, or one of its checkpoints, whose later ones are then set aside.
-        changes: checked keys that differ from the run's own; only `RESUMABLE_CHANGES` may.
+        changes: checked keys that differ from the run's own; only `RESUMABLE_CHANGES` may, and those whose secret the
+            folder does not hold.
+        given: keys the caller has read elsewhere, beside the changes: code that they name may be run.
+        trusted: folders whose code may be run though another user, or another machine, began the run.
         on_model: as in `train`.
 
     Raises:
         InputError: no run folder, nothing to resume from, a checkpoint that is not whole, or a change that would make
             it another run.
+        UntrustedError: the folder names code, is of somebody else, and is not trusted.
     """
     folder, checkpoint = _to_resume(folder)
     values = run_settings(folder)
-    for key, value in changes.items():
-        if key not in RESUMABLE_CHANGES and value != values.get(key):
-            raise InputError(
-                f"flag --{key}={value!r} would make {folder} another run (it has {values.get(key)!r}); "
-                f"start one with another --output_dir"
-            )
-    values |= changes | {"output_dir": str(folder)}
+    _check_changes(folder, values, changes)
     checkpoint = checkpoint or latest_checkpoint(folder)
     if checkpoint is None:
         raise InputError(f"run folder {folder} has no complete checkpoint to resume from; remove it and start again")
+    code = [*named_code(values), *_unpickled(checkpoint)]
+    require_trust(folder, code, given=[*named_code(changes), *named_code(given or {})], trusted=trusted)
     check_whole(checkpoint, contents=False)  # before the model is loaded; the trainer compares the contents
+    values = with_secrets(values | changes, str(folder / CONFIG_FILE)) | {"output_dir": str(folder)}
     settings, config = build(values)
     former = _former_defaults(folder, values, config)
     if former:
         settings, config = build(values | former)
     beginning = Beginning()
     trainer = _prepare(settings, config, (), on_model, beginning)
+    if is_named(folder, trusted) and trainer.accelerator.is_main_process:  # from here on it is this user's run
+        sign(folder, (folder / CONFIG_FILE).read_text(encoding="utf-8"))
     with told(folder):
         _train(trainer, checkpoint, beginning)
     _finish(trainer, folder)
@@ -181,6 +195,23 @@ def _train(trainer: EquipoiseTrainer, checkpoint: Path | None, beginning: Beginn
     trainer.accelerator.wait_for_everyone()
     with stopping.watching(), beginning.failing_in_one_line():
         trainer.train(None if checkpoint is None else str(checkpoint))
+
+
+def _check_changes(folder: Path, values: dict[str, Any], changes: dict[str, Any]) -> None:
+    for key, value in changes.items():
+        is_same = value == values.get(key) or (is_redacted(values.get(key)) and redacted(value, key) == values[key])
+        if key not in RESUMABLE_CHANGES and not is_same:
+            shown, had = redacted(value, key), redacted(values.get(key), key)
+            raise InputError(
+                f"flag --{key}={shown!r} would make {folder} another run (it has {had!r}); "
+                f"start one with another --output_dir"
+            )
+
+
+def _unpickled(checkpoint: Path) -> list[str]:
+    """What the host reads of a checkpoint as pickles, which may hold code: the parts of sharded ones."""
+    sharding = checkpoints.sharding_of(checkpoint)
+    return [] if sharding is None else [f"pickles in {checkpoint.name}, as {sharding} reads them"]
 
 
 def _former_defaults(folder: Path, values: dict[str, Any], config: EquipoiseConfig) -> dict[str, Any]:
@@ -253,8 +284,9 @@ def _check_length(model: PreTrainedModel, config: EquipoiseConfig, name: str) ->
 
 
 def _model(settings: RunSettings, config: EquipoiseConfig) -> PreTrainedModel:
-    on_cpu, given = config.device.type == "cpu", cast(dict, config.model_init_kwargs or {})
-    model = load_model(settings.model, on_cpu=on_cpu, trust_remote_code=config.trust_remote_code, **given)
+    on_cpu, given = config.device.type == "cpu", dict(cast(dict, config.model_init_kwargs or {}))
+    model_code = config.trust_remote_code or bool(given.pop("trust_remote_code", False))
+    model = load_model(settings.model, on_cpu=on_cpu, trust_remote_code=model_code, **given)
     config.model_init_kwargs = None  # used; TRL would warn that it cannot use them again
     return model
 
@@ -331,7 +363,7 @@ def _evaluate(trainer: EquipoiseTrainer, settings: RunSettings, task: Task, held
 
 def _write_settings(folder: Path, values: dict[str, Any], config: EquipoiseConfig) -> None:
     environment = {
-        "command": sys.argv,
+        "command": redacted_words(sys.argv),
         "seed": config.seed,
         "python": platform.python_version(),
         "machine": platform.platform(),
@@ -345,9 +377,11 @@ def _write_settings(folder: Path, values: dict[str, Any], config: EquipoiseConfi
             for name in ("torch", "trl", "transformers", "accelerate", "datasets")
         },
     }
+    resolved, text = redacted(json.loads(config.to_json_string())), written_keys(redacted(values))
     write_at_once(folder / ENVIRONMENT_FILE, json.dumps(environment, indent=2) + "\n")
-    write_at_once(folder / RESOLVED_FILE, yaml.safe_dump(json.loads(config.to_json_string()), sort_keys=True))
-    write_at_once(folder / CONFIG_FILE, written_keys(values))
+    write_at_once(folder / RESOLVED_FILE, yaml.safe_dump(resolved, sort_keys=True))
+    sign(folder, text)
+    write_at_once(folder / CONFIG_FILE, text)  # last: with it, this is a run folder
 
 
 def _finish(trainer: EquipoiseTrainer, folder: Path) -> None:

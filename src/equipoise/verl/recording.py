@@ -21,6 +21,7 @@ from equipoise.diagnostics.records.columns import steered_columns
 from equipoise.diagnostics.run_folder import ENVIRONMENT_FILE, METRICS_FILE, RECORDS_FOLDER, RESOLVED_FILE
 from equipoise.files import set_aside, write_at_once, writing
 from equipoise.models.decoding import token_decoder
+from equipoise.redaction import redacted
 from equipoise.settings.reading import written_keys
 from equipoise.steering import MicroBatch, Steered, Update
 from equipoise.verl.origin import GROUP, REWARD, SAMPLE
@@ -80,8 +81,10 @@ class RunFolder:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 if not updates:
                     self._keep_found(records, self.lines.path)
-                write_at_once(self.folder / ENVIRONMENT_FILE, json.dumps(self._environment(), indent=2) + "\n")
-                write_at_once(self.folder / RESOLVED_FILE, written_keys(dataclasses.asdict(self.settings)))
+                write_at_once(
+                    self.folder / ENVIRONMENT_FILE, json.dumps(redacted(self._environment()), indent=2) + "\n"
+                )
+                write_at_once(self.folder / RESOLVED_FILE, written_keys(redacted(dataclasses.asdict(self.settings))))
             self.lines.drop_after(updates)
             if updates:
                 drop_after(records, updates)

@@ -15,6 +15,7 @@ from equipoise.diagnostics.run_folder import MODEL_FOLDER, checkpoint_folders, l
 from equipoise.errors import InputError
 from equipoise.files import write_at_once
 from equipoise.inputs.yaml_text import yaml_lines, yaml_mapping, yaml_value
+from equipoise.redaction import redacted
 
 
 def carry_out(study: Study, output: Path, *, num_jobs: int) -> dict[StudyRun, str]:
@@ -89,8 +90,8 @@ def _settings_file(folder: Path) -> Path:
 
 
 def _settings(run: StudyRun) -> dict[str, Any]:
-    """All that makes the run what it is, as it comes back from YAML."""
-    return yaml_value(yaml_lines(run.keys | {"warm_start_steps": run.warm_start_steps}))
+    """All that makes the run what it is, without secrets, as it comes back from YAML."""
+    return yaml_value(yaml_lines(redacted(run.keys) | {"warm_start_steps": run.warm_start_steps}))
 
 
 def _warm_start_job(run: StudyRun, base: Path) -> Job:

@@ -13,6 +13,7 @@ from equipoise.diagnostics.runs import RunRecord, read_run
 from equipoise.errors import InputError, shortened
 from equipoise.inputs.json_text import json_object
 from equipoise.inputs.yaml_text import yaml_mapping
+from equipoise.redaction import redacted
 
 NOT_A_SETTING = frozenset(
     {"seed", "data_seed", "output_dir", "model", "run_name", "report_to", "disable_tqdm", "logging_dir", "project"}
@@ -131,7 +132,7 @@ def _mapping(path: Path, read: Callable[..., dict[str, Any]], gaps: list[str]) -
         gaps.append(f"no {path.name}")
         return {}
     try:
-        return read(path, "")
+        return redacted(read(path, ""))  # older versions wrote what they were given
     except InputError as error:
         gaps.append(str(error))
         return {}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from equipoise.errors import InputError
+from equipoise.redaction import without_secrets
 from equipoise.tasks.datasets import shortened
 from equipoise.tasks.environments.episode import FAILURES, Episode
 
@@ -84,14 +85,15 @@ class EpisodeReward:
             if self._causes[episode.cause] == 1 and len(self._causes) <= MAX_SAID:
                 logger.warning("An episode failed (%s): %s.", episode.outcome, episode.cause)
         if failed and self.record is not None:
-            lines = [
-                json.dumps(
-                    {"outcome": e.outcome, "cause": e.cause, "steps": e.num_steps, "prompt": shortened(prompt, 2000)}
-                )
-                for prompt, e in failed
-            ]
+            lines = [json.dumps(_failure(prompt, episode)) for prompt, episode in failed]
             with self.record.open("a", encoding="utf-8") as file:
                 file.write("".join(line + "\n" for line in lines))
+
+
+def _failure(prompt: Any, episode: Episode) -> dict[str, Any]:
+    """What is written of an episode that failed."""
+    cause, shown = without_secrets(episode.cause), shortened(prompt, 2000)
+    return {"outcome": episode.outcome, "cause": cause, "steps": episode.num_steps, "prompt": shown}
 
 
 def _neutral(prompts: list, scores: list[float | None]) -> list[float]:

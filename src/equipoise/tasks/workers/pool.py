@@ -97,7 +97,7 @@ class WorkerPool:
         """The name of a new job, prepared by each worker before its first request.
 
         Args:
-            arguments: for `prepared` of the kind; pickled.
+            arguments: for `prepared` of the kind; plain data (`equipoise.plain_data`).
         """
         name = f"job {len(self._jobs)}"
         self._jobs[name] = arguments
@@ -110,11 +110,12 @@ class WorkerPool:
 
         Args:
             job: as `add_job` named it.
-            payloads: for the job; pickled.
+            payloads: for the job; plain data (`equipoise.plain_data`).
             done: called with every answer as it comes.
 
         Raises:
             InputError: workers that cannot be started, or cannot prepare the job.
+            TypeError: a payload that is no plain data.
         """
         results: list[Answer | None] = [None] * len(payloads)
         waiting = deque(Request(index, job, payload, self.seconds) for index, payload in enumerate(payloads))

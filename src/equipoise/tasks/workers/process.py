@@ -6,7 +6,6 @@ Threads and blocking pipes behave alike on all systems; pipes that do not block,
 import contextlib
 import json
 import os
-import pickle
 import queue
 import secrets
 import signal
@@ -20,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+from equipoise import plain_data
 
 _SCRIPT = Path(__file__).with_name("start.py")
 _ENVIRONMENT = (
@@ -36,7 +37,7 @@ class Request:
     Attributes:
         index: its place in the batch.
         job: the name of the job that judges it.
-        payload: for the job.
+        payload: for the job; plain data.
         seconds: of CPU time.
         deaths: workers that died while they worked on it. Such a request is tried again with nothing beside it.
         identity: of the trial, random.
@@ -84,7 +85,7 @@ class WorkerProcess:
     def prepare(self, job: str, arguments: Any) -> None:
         """Tells it of a job; it answers {"prepared"}."""
         self.jobs.add(job)
-        self._outgoing.put(pickle.dumps(("prepare", job, arguments)))
+        self._outgoing.put(_line(("prepare", job, arguments)))
 
     def send(self, request: Request) -> None:
         """Gives it one more request; never waits."""
@@ -92,7 +93,7 @@ class WorkerProcess:
             self.begin()
         self.pending.append(request)
         message = ("answer", request.identity, request.job, request.payload, request.seconds)
-        self._outgoing.put(pickle.dumps(message))
+        self._outgoing.put(_line(message))
 
     def begin(self) -> None:
         """It begins with the first request now."""
@@ -134,6 +135,10 @@ class _Watched:
     since: float
     identity: str | None
     cpu: float
+
+
+def _line(message: tuple) -> bytes:
+    return plain_data.written(list(message)).encode() + b"\n"
 
 
 def how_it_ended(code: int) -> str:

@@ -26,19 +26,24 @@ def modules_with_eval() -> list[ModuleType]:
     return [module for name, module in list(sys.modules.items()) if name.split(".")[0] == "reasoning_gym" and module]
 
 
-def prepared(arguments: tuple[str, Any, tuple[str, dict] | None]) -> Callable[[tuple[str, dict]], float]:
+def prepared(arguments: tuple[str, dict[str, Any], tuple[str, dict] | None]) -> Callable[[tuple[str, dict]], float]:
     """The scorer of a data set.
 
     Args:
-        arguments: the registered name, the configuration, and an answer with its entry to warm the scorer with.
+        arguments: the registered name, the keywords of its configuration, and an answer with its entry to warm the
+            scorer with.
 
     Returns:
         A function of (answer, entry) to the score.
     """
     from reasoning_gym.factory import DATASETS
 
-    name, config, example = arguments
-    scorer = DATASETS[name][0](config)
+    name, keywords, example = arguments
+    dataset_class, config_class = DATASETS[name]
+    config = config_class(**keywords)
+    if hasattr(config, "validate"):  # as where the examples were made: it may complete the configuration
+        config.validate()
+    scorer = dataset_class(config)
 
     def score(payload: tuple[str, dict]) -> float:
         answer, entry = payload

@@ -1,10 +1,9 @@
 """A worker: it answers requests one after another, each within its CPU time, and has no rights.
 
 It imports what its kind needs, gives up its rights (`confinement`), and does as it is told through a pipe. Requests are
-pickles, as they come from the trainer: ("prepare", job, arguments), or ("answer", identity, job, payload, seconds).
-Answers are lines of JSON, as they come from where a model's text was read: {"ready"}, {"prepared"}, {"identity",
-"outcome", "reason", "value", "retire"}, or {"failed"}. Identities are random, so that nothing that a text brings into
-the pipe can be an answer.
+lines of plain data (`equipoise.plain_data`): ["prepare", job, arguments], or ["answer", identity, job, payload,
+seconds]. Answers are lines of JSON: {"ready"}, {"prepared"}, {"identity", "outcome", "reason", "value", "retire"}, or
+{"failed"}. Identities are random, so that nothing that a text brings into the pipe can be an answer.
 """
 
 import contextlib
@@ -12,13 +11,13 @@ import importlib
 import json
 import logging
 import os
-import pickle
 import signal
 import sys
 import threading
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
+from equipoise import plain_data
 from equipoise.tasks.workers import closed_parser, limits
 from equipoise.tasks.workers.confinement import Confinement, RefusedError
 
@@ -50,10 +49,9 @@ class Worker:
         _send(answers, {"ready": self.confinement.begin()})
         while True:
             with self.confinement.trusted():
-                try:
-                    what, *rest = pickle.load(requests)
-                except EOFError:
+                if not (line := requests.readline()):
                     return
+                what, *rest = plain_data.read(line)
                 if what == "prepare":
                     job, arguments = rest
                     self.handlers[job] = self.kind.prepared(arguments)
