@@ -6,15 +6,28 @@ import subprocess
 import sys
 import threading
 import time
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 import yaml
-from fuzz import byte_mutations, place_mutations, value_mutations, verdict, word_mutations, workers, yaml_mutations
+from fuzz import (
+    byte_mutations,
+    kinds,
+    materials,
+    place_mutations,
+    tables,
+    value_mutations,
+    verdict,
+    word_mutations,
+    workers,
+    yaml_mutations,
+)
 from fuzz.kinds import KINDS, Kind, numbers
 from fuzz.verdict import Ended, problems
 
 from equipoise.errors import InputError
+from equipoise.models.architectures import recipe_folder
 
 INPUTS = 2000
 
@@ -159,6 +172,25 @@ def test_a_place_is_changed_whatever_is_there(mutation, folder, tmp_path):
     before = verdict.snapshot(tmp_path)
     mutation(random.Random(0), path)
     assert verdict.snapshot(tmp_path) != before
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_not_mutated_is_accepted(tmp_path, monkeypatch):
+    """Else a mutation would be tried on what is refused in any case."""
+    process = get_context("fork").Process(target=materials.make, args=(tmp_path / "materials", recipe_folder().parent))
+    process.start()
+    process.join()
+    for module, name in ((tables, "spoil"), (place_mutations, "misplace"), (kinds, "spoil_yaml")):
+        monkeypatch.setattr(module, name, lambda *arguments: None)
+    monkeypatch.setattr(word_mutations, "mutated", lambda rng, words, flags: words)
+    monkeypatch.setattr(kinds, "SUFFIXES", (".jsonl",))
+    inputs = [(kind, number) for kind in KINDS for number in range(12)]
+    found = list(workers.results(inputs, 0, tmp_path / "materials", tmp_path, 1))
+    assert [(r.words, r.problems) for r in found if r.problems] == []
+    for kind in KINDS:
+        accepted = [r.begun or r.code in (0, 1) for r in found if r.kind == kind]
+        assert sum(accepted) >= (6 if kind in ("data-file", "one-key", "model-folder") else 12), kind
 
 
 def test_inputs_are_shared_by_the_shares_of_their_kinds():

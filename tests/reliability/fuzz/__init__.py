@@ -1,4 +1,4 @@
-"""Hostile inputs for the command line: made from valid ones by seeded mutators, run, and judged by what must always hold.
+"""Hostile inputs for the command line, made from valid ones by seeded mutators, run, and judged by what must hold.
 
     byte_mutations    a file's bytes: flipped, cut, spliced, other encodings
     value_mutations   a value of mappings and lists: types swapped, keys renamed, bounds, huge numbers, deep nesting
@@ -9,6 +9,7 @@
     kinds             what is mutated and given to which command: one input of a kind is a number and a seed
     verdict           what must hold of every input
     workers           processes that run the inputs, ended when one hangs or eats the memory
+    summary           counts, and failures by their cause
     __main__          `make fuzz`
 
 Everything is drawn from a `random.Random` of kind, seed and number: a failure is made again by its line.

@@ -3,8 +3,10 @@
 import random
 
 TOKENS = (
-    b"\0", b"\xff", b"\xfe\xff", b"\xef\xbb\xbf", b"\xc3", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\r", b"\r\n", b"\x85",
-    b"\xe2\x80\xa8", b"\x1b[2J", b"\t", b'"', b"'", b"{", b"}", b"[", b"]", b",", b":", b": ", b"\n", b"- ", b"---\n", b"...\n",
+    b"\0", b"\xff", b"\xfe\xff", b"\xef\xbb\xbf", b"\xc3", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\r", b"\r\n",
+    b"\x85",
+    b"\xe2\x80\xa8", b"\x1b[2J", b"\t", b'"', b"'", b"{", b"}", b"[", b"]", b",", b":", b": ", b"\n", b"- ",
+    b"---\n", b"...\n",
     b"#", b"&a ", b"*a", b"<<: ", b"!!python/object/apply:os.system ", b"null", b"NaN", b"Infinity", b"-1", b"1e999",
     b"9" * 5000, b"[" * 3000, b'{"a":' * 3000, b"\\u0000", b"\\ud800", b"PAR1", b"{}\n", b"[]\n", b"0\n", b"x" * 70000,
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,75 +32,86 @@ class Kind:
     works: bool = False
 
 
-def _yaml(value: Any, rng: random.Random) -> bytes:
-    """The value as YAML, in one of its two styles."""
-    if rng.random() < 0.5:
-        try:
-            return yaml.safe_dump(value, sort_keys=False).encode("utf-8", "surrogatepass")
-        except (RecursionError, yaml.YAMLError):
-            pass
-    text = json.dumps(value, ensure_ascii=rng.random() < 0.5)
-    return text.replace("Infinity", ".inf").replace("NaN", ".nan").encode("utf-8", "surrogatepass")
+OF_A_CONFIGURATION = """
+plan --config {} --model model
+plan --config {}
+plan --config {} --json --processes 8
+plan --config {} --sharding zero3
+doctor {}
+doctor {} --json
+train --config {} --model model --output_dir out
+train --config {} --model missing --output_dir out
+train --config {} --smoke --output_dir out
+"""
+
+OF_DATA = """
+doctor own.yaml --dataset {} --reward exact
+doctor own.yaml --dataset {} --reward math
+doctor own.yaml --dataset {} --reward exact --chat
+doctor own.yaml --dataset {} --reward 'exact + 0.1*format:boxed'
+doctor own.yaml --dataset {} --reward exact
+train --config own.yaml --dataset {} --reward exact --output_dir out
+train --config own.yaml --eval_dataset {} --output_dir out
+evaluate model --dataset {} --reward exact --output out.json
+probe model --dataset {} --reward exact --prompts 2 --batches 1 --output out
+"""
+
+OF_A_RUN = f"""
+doctor run
+doctor run --json
+doctor run --dataset data.jsonl --reward exact
+report run -o out.html
+report run -o out.html
+report run second -o out.html
+report run --live --port 0
+evaluate run {EVALUATION}
+evaluate run
+probe run --output out
+train --config run/config.yaml --output_dir out
+"""
+
+OF_A_MODEL = """
+doctor model
+doctor model --dataset data.jsonl --reward exact
+plan --model model --dataset data.jsonl --reward exact
+evaluate model --dataset data.jsonl --reward exact
+probe model --dataset data.jsonl --reward exact --output out
+"""
 
 
-def _spoil_yaml(rng: random.Random, path: Path, materials: Path, keys: tuple[str, ...]) -> None:
-    """A YAML file with something wrong, mostly."""
-    chosen = rng.randrange(10)
-    data = path.read_bytes()
-    if chosen < 4:
-        path.write_bytes(yaml_mutations.mutated(rng, data.decode()).encode("utf-8", "surrogatepass"))
-    elif chosen < 8:
-        path.write_bytes(_yaml(value_mutations.mutated(rng, yaml.safe_load(data), keys), rng))
-    elif chosen < 9:
-        path.write_bytes(byte_mutations.damaged(rng, data, _another_file(rng, materials).read_bytes()))
-    else:
-        place_mutations.misplace(rng, path)
+def _one_of(rng: random.Random, lines: str, name: str = "") -> Words:
+    """One of the command lines, with the name in its place."""
+    return [name if word == "{}" else word for word in shlex.split(rng.choice(lines.strip().splitlines()))]
 
 
-def _another_file(rng: random.Random, materials: Path) -> Path:
-    return rng.choice(
-        sorted(p for folder in ("configs", "studies", "accelerate") for p in (materials / folder).iterdir())
-        + [materials / d for d in DATA]
-    )
-
-
-def _chosen(rng: random.Random, materials: Path, folder: str) -> str:
-    return f"{folder}/{rng.choice(sorted(p.name for p in (materials / folder).iterdir()))}"
-
-
-def _config_command(rng: random.Random, name: str) -> Words:
-    return rng.choice((
-        ["plan", "--config", name, "--model", "model"], ["plan", "--config", name], ["plan", "--config", name, "--json", "--processes", "8"],
-        ["doctor", name], ["doctor", name, "--json"], ["train", "--config", name, "--model", "model", "--output_dir", "out"],
-        ["train", "--config", name, "--model", "missing", "--output_dir", "out"], ["train", "--config", name, "--smoke", "--output_dir", "out"],
-    ))  # fmt: skip
+def _take(names: str, materials: Path, place: Path) -> None:
+    for name in names.split():
+        take(name, materials, place)
 
 
 def configuration(rng: random.Random, materials: Path, place: Path) -> Words:
     """A configuration file."""
     from equipoise.trl.keys import known_keys
 
-    for name in ("model", "data.jsonl", "held_out.jsonl"):
-        take(name, materials, place)
+    _take("model data.jsonl held_out.jsonl", materials, place)
     path = take(_chosen(rng, materials, "configs"), materials, place)
-    _spoil_yaml(rng, path, materials, tuple(known_keys()))
-    return _config_command(rng, path.name)
+    spoil_yaml(rng, path, materials, tuple(known_keys()))
+    return _one_of(rng, OF_A_CONFIGURATION, path.name)
 
 
 def one_key(rng: random.Random, materials: Path, place: Path) -> Words:
     """One key of all that there are, with a value of another type or at a bound; in the file or as a flag."""
     from equipoise.trl.keys import known_keys
 
-    for name in ("model", "data.jsonl", "held_out.jsonl"):
-        take(name, materials, place)
+    _take("model data.jsonl held_out.jsonl", materials, place)
     path = take("configs/own.yaml", materials, place)
     key = rng.choice(sorted(known_keys()))
-    if rng.random() < 0.3:
-        words = _config_command(rng, path.name)
-        return [*words, *((f"--{key}", word_mutations.value(rng)) if words[0] != "doctor" else ())]
+    words = _one_of(rng, OF_A_CONFIGURATION, path.name)
+    if rng.random() < 0.3 and words[0] != "doctor":
+        return [*words, f"--{key}", word_mutations.value(rng)]
     values = yaml.safe_load(path.read_bytes()) | {key: value_mutations.hostile(rng)}
-    path.write_bytes(_yaml(values, rng))
-    return _config_command(rng, path.name)
+    path.write_bytes(_as_yaml(values, rng))
+    return words
 
 
 def study(rng: random.Random, materials: Path, place: Path) -> Words:
@@ -107,73 +119,57 @@ def study(rng: random.Random, materials: Path, place: Path) -> Words:
     from equipoise.trl.keys import known_keys
 
     path = take(_chosen(rng, materials, "studies"), materials, place)
-    _spoil_yaml(rng, path, materials, (*known_keys(), "title", "seeds", "only", "baselines", "warm_start"))
+    spoil_yaml(rng, path, materials, (*known_keys(), "title", "seeds", "only", "baselines", "warm_start"))
     return ["compare", path.name, "--output", "out", *rng.choice(([], ["--report"], ["--seeds", "1", "2"]))]
 
 
 def accelerate(rng: random.Random, materials: Path, place: Path) -> Words:
     """A configuration of accelerate."""
-    take("model", materials, place)
-    take("configs/own.yaml", materials, place)
+    _take("model configs/own.yaml", materials, place)
     path = take(_chosen(rng, materials, "accelerate"), materials, place)
-    _spoil_yaml(rng, path, materials, ("num_processes", "distributed_type", "fsdp_config", "deepspeed_config"))
+    spoil_yaml(rng, path, materials, ("num_processes", "distributed_type", "fsdp_config", "deepspeed_config"))
     return ["plan", "--config", "own.yaml", "--accelerate", path.name]
+
+
+SUFFIXES = (".json", ".arrow", ".txt", "", ".jsonl", ".csv", ".parquet", ".JSONL", ".json-lines")
+QUERIES = ("?prompt_column=messages&answer_column=solution.final", "?answer_column=level", "?split=test", "?x=1", "?")
 
 
 def data_file(rng: random.Random, materials: Path, place: Path) -> Words:
     """A data file, or the words that name it."""
-    for name in ("model", "held_out.jsonl", "configs/own.yaml"):
-        take(name, materials, place)
+    _take("model held_out.jsonl configs/own.yaml", materials, place)
     path = take(rng.choice(DATA), materials, place)
     tables.spoil(rng, path, _another_file(rng, materials))
+    if rng.random() < 0.15 and path.is_file():
+        path = path.rename(path.with_suffix(rng.choice(SUFFIXES)))
+    name = path.name + ("?prompt_column=messages&answer_column=solution.final" if path.stem == "chat" else "")
     if rng.random() < 0.15:
-        path = path.rename(
-            path.with_suffix(
-                rng.choice((".json", ".arrow", ".txt", "", ".jsonl", ".csv", ".parquet", ".JSONL", ".json-lines"))
-            )
-        )
-    name = path.name + rng.choice(
-        ("", "", "", "?prompt_column=messages&answer_column=solution.final", "?answer_column=level", "?chat=true")
-    )
-    if rng.random() < 0.2:
+        name = path.name + rng.choice(QUERIES)
+    if rng.random() < 0.15:
         name = word_mutations.mutated(rng, ["doctor", name], flags())[-1]
-    reward = rng.choice(("exact", "math", "exact + 0.1*format:boxed"))
-    return rng.choice((
-        ["doctor", "own.yaml", "--dataset", name, "--reward", reward],
-        ["doctor", "own.yaml", "--dataset", name, "--reward", reward, "--chat"],
-        ["train", "--config", "own.yaml", "--dataset", name, "--reward", reward, "--eval_dataset", name, "--output_dir", "out"],
-        ["evaluate", "model", "--dataset", name, "--reward", reward, "--output", "out.json"],
-        ["probe", "model", "--dataset", name, "--reward", reward, "--prompts", "2", "--batches", "1", "--output", "out"],
-    ))  # fmt: skip
+    return _one_of(rng, OF_DATA, name)
 
 
 def run_folder(rng: random.Random, materials: Path, place: Path) -> Words:
     """A run folder."""
-    for name in ("model", "data.jsonl", "held_out.jsonl"):
-        take(name, materials, place)
+    _take("model data.jsonl held_out.jsonl", materials, place)
     run = take("run", materials, place)
+    (place / "second").symlink_to("run")
     for _ in range(rng.choice((1, 1, 2))):
         _spoil_run(rng, run, materials)
-    if rng.random() < 0.1:
-        (place / "second").symlink_to("run")
-    return rng.choice((
-        ["doctor", "run"], ["doctor", "run", "--json"], ["doctor", "run", "--dataset", "data.jsonl", "--reward", "exact"],
-        ["report", "run", "-o", "out.html"], ["report", "run", "-o", "out.html"], ["report", "run", "second", "-o", "out.html"],
-        ["report", "run", "--live", "--port", "0"], ["evaluate", "run", *EVALUATION], ["evaluate", "run"], ["probe", "run", "--output", "out"],
-        ["train", "--config", "run/config.yaml", "--output_dir", "out"],
-    ))  # fmt: skip
+    return _one_of(rng, OF_A_RUN)
 
 
 def _spoil_run(rng: random.Random, run: Path, materials: Path) -> None:
-    files = sorted(p for p in run.rglob("*") if p.is_file() and not p.is_symlink() and "checkpoint" not in str(p))
-    heads = [p for p in files if p.parent == run or p.parent.name == "tokens"]
-    path = rng.choice(heads if rng.random() < 0.8 and heads else files or [run / "none"])
+    files = [path for path in _files(run) if "checkpoint-" not in str(path)]
+    heads = [path for path in files if path.parent == run or path.parent.name == "tokens"]
+    path = rng.choice(heads if rng.random() < 0.8 and heads else files or [run])
     if not path.is_file():
         return
     if rng.random() < 0.12:
-        place_mutations.misplace(rng, rng.choice((path, path, path.parent if path.parent != run else path)))
+        place_mutations.misplace(rng, rng.choice((path, path if path.parent == run else path.parent)))
     elif path.suffix == ".yaml":
-        _spoil_yaml(rng, path, materials, ())
+        spoil_yaml(rng, path, materials, ())
     else:
         tables.spoil(rng, path, rng.choice(files))
 
@@ -187,39 +183,31 @@ def log(rng: random.Random, materials: Path, place: Path) -> Words:
 
 def model_folder(rng: random.Random, materials: Path, place: Path) -> Words:
     """A model folder."""
-    take("data.jsonl", materials, place)
-    model = take("model", materials, place)
-    files = sorted(p for p in model.rglob("*") if p.is_file())
+    _take("data.jsonl", materials, place)
+    files = _files(take("model", materials, place))
     tables.spoil(rng, rng.choice(files), rng.choice(files))
-    task = ["--dataset", "data.jsonl", "--reward", "exact"]
-    return rng.choice((["doctor", "model"], ["doctor", "model", *task], ["plan", "--model", "model", *task], ["evaluate", "model", *task],
-                       ["probe", "model", *task, "--output", "out"]))  # fmt: skip
+    return _one_of(rng, OF_A_MODEL)
 
 
 def samples(rng: random.Random, materials: Path, place: Path) -> Words:
     """Samples that an interrupted evaluation goes on from; the rest is sampled."""
-    for name in ("model", "data.jsonl", "held_out.jsonl", "run"):
-        take(name, materials, place)
-    folder = take("samples", materials, place)
-    files = sorted(folder.iterdir())
-    path = rng.choice(files)
-    if path.suffix == ".jsonl" and rng.random() < 0.5:
-        path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[: rng.randrange(4)]))
-    if path.stat().st_size:
-        tables.spoil(rng, path, rng.choice(files))
-    return ["evaluate", "run", *EVALUATION, "--samples_output", "samples", "--output", "out.json"]
+    _take("model data.jsonl held_out.jsonl run", materials, place)
+    files = _files(take("samples", materials, place))
+    for path in files:
+        if path.suffix == ".jsonl" and rng.random() < 0.5:
+            path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[: rng.randrange(1, 4)]))
+    tables.spoil(rng, rng.choice(files), rng.choice(files))
+    return ["evaluate", "run", *EVALUATION.split(), "--samples_output", "samples", "--output", "out.json"]
 
 
 def checkpoint(rng: random.Random, materials: Path, place: Path) -> Words:
     """An interrupted run that goes on: its checkpoint, or what else lies in its folder."""
-    for name in ("model", "data.jsonl", "held_out.jsonl"):
-        take(name, materials, place)
-    run = take("begun", materials, place)
-    run = run.rename(run.with_name("run"))
-    files = sorted(p for p in run.rglob("*") if p.is_file())
+    _take("model data.jsonl held_out.jsonl", materials, place)
+    run = take("begun", materials, place).rename(place / "run")
+    files = _files(run)
     path = rng.choice(files)
     if rng.random() < 0.1:
-        place_mutations.misplace(rng, rng.choice((path, path.parent if path.parent != run else path)))
+        place_mutations.misplace(rng, rng.choice((path, path if path.parent == run else path.parent)))
     else:
         tables.spoil(rng, path, rng.choice(files))
     return ["train", "--resume", "run"]
@@ -228,30 +216,22 @@ def checkpoint(rng: random.Random, materials: Path, place: Path) -> Words:
 def words(rng: random.Random, materials: Path, place: Path) -> Words:
     """The words of a command line."""
     line = list(rng.choice(COMMAND_LINES))
-    for name, needed in (
-        ("model", "model"),
-        ("run", "run"),
-        ("begun", "begun"),
-        ("data.jsonl", "data.jsonl"),
-        ("log.jsonl", "log.jsonl"),
-    ):
-        if any(needed in word for word in line):
+    _take("configs/own.yaml held_out.jsonl", materials, place)
+    for name in ("model", "run", "begun", "data.jsonl", "log.jsonl"):
+        if any(name in word for word in line) or (name == "data.jsonl" and "run" in line):
             take(name, materials, place)
-    for name in ("configs/own.yaml", "held_out.jsonl"):
-        take(name, materials, place)
-    study_file = take("studies/staleness.yaml", materials, place)
-    study_file.rename(study_file.with_name("study.yaml"))
+    take("studies/staleness.yaml", materials, place).rename(place / "study.yaml")
     return word_mutations.mutated(rng, line, flags())
 
 
 KINDS = {
-    "configuration": Kind(configuration, 20),
+    "configuration": Kind(configuration, 18),
     "one-key": Kind(one_key, 15),
-    "study": Kind(study, 8),
-    "accelerate": Kind(accelerate, 4),
-    "data-file": Kind(data_file, 15),
+    "study": Kind(study, 6),
+    "accelerate": Kind(accelerate, 5),
+    "data-file": Kind(data_file, 16),
     "run-folder": Kind(run_folder, 15),
-    "log": Kind(log, 4),
+    "log": Kind(log, 6),
     "model-folder": Kind(model_folder, 2),
     "samples": Kind(samples, 1, works=True),
     "checkpoint": Kind(checkpoint, 1, works=True),
@@ -262,6 +242,62 @@ KINDS = {
 def numbers(count: int, kinds: list[str]) -> list[tuple[str, int]]:
     """(kind, number) of so many inputs, shared among the kinds by their shares, mixed."""
     whole = sum(KINDS[kind].share for kind in kinds)
-    places = [((number + 0.5) / (count * KINDS[kind].share / whole), kind, number)
-              for kind in kinds for number in range(round(count * KINDS[kind].share / whole))]  # fmt: skip
+    places = []
+    for kind in kinds:
+        share = count * KINDS[kind].share / whole
+        places += [((number + 0.5) / share, kind, number) for number in range(round(share))]
     return [(kind, number) for _, kind, number in sorted(places)]
+
+
+def spoil_yaml(rng: random.Random, path: Path, materials: Path, keys: tuple[str, ...]) -> None:
+    """A YAML file with something wrong, mostly.
+
+    Args:
+        rng: what is drawn is drawn from it.
+        path: of the file.
+        materials: for another file to take bytes from.
+        keys: that may be added.
+    """
+    chosen, data = rng.randrange(10), path.read_bytes()
+    if chosen < 4:
+        text = yaml_mutations.mutated(rng, data.decode("utf-8", "surrogateescape"))
+        path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    elif chosen < 7:
+        path.write_bytes(_as_yaml(value_mutations.mutated(rng, _value_of(data), keys), rng))
+    elif chosen < 9:
+        path.write_bytes(byte_mutations.damaged(rng, data, _another_file(rng, materials).read_bytes()))
+    else:
+        place_mutations.misplace(rng, path)
+
+
+def _value_of(data: bytes) -> Any:
+    """What is in a YAML file; the file may be spoilt already."""
+    try:
+        return yaml.safe_load(data)
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError):
+        return {}
+
+
+def _as_yaml(value: Any, rng: random.Random) -> bytes:
+    """The value as YAML, in one of its two styles."""
+    if rng.random() < 0.5:
+        try:
+            return yaml.safe_dump(value, sort_keys=False).encode("utf-8", "surrogatepass")
+        except (RecursionError, yaml.YAMLError):  # very deep
+            pass
+    text = json.dumps(value, ensure_ascii=rng.random() < 0.5, default=str)
+    return text.replace("Infinity", ".inf").replace("NaN", ".nan").encode("utf-8", "surrogatepass")
+
+
+def _chosen(rng: random.Random, materials: Path, folder: str) -> str:
+    return f"{folder}/{rng.choice(sorted(path.name for path in (materials / folder).iterdir()))}"
+
+
+def _another_file(rng: random.Random, materials: Path) -> Path:
+    folder = rng.choice(("configs", "studies", "accelerate", "data"))
+    return materials / (rng.choice(DATA) if folder == "data" else _chosen(rng, materials, folder))
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files in a folder and the folders in it; no links."""
+    return sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())

@@ -22,12 +22,13 @@ DATA = ("data.jsonl", "data.csv", "data.parquet", "chat.jsonl")
 
 TRAINING = {
     "model": "model", "dataset": "data.jsonl", "eval_dataset": "held_out.jsonl", "reward": "exact",
-    "output_dir": "run", "max_steps": 3, "per_device_train_batch_size": 8, "num_generations": 4, "max_completion_length": 6,
-    "num_iterations": 2, "clipping": "balanced", "polarity": "papo", "learning_rate": 0.01, "use_cpu": True, "save_steps": 1,
+    "output_dir": "run", "max_steps": 3, "per_device_train_batch_size": 8, "num_generations": 4,
+    "max_completion_length": 6,
+    "num_iterations": 2, "clipping": "balanced", "polarity": "papo", "learning_rate": 0.01, "use_cpu": True,
+    "save_steps": 1,
     "evaluate_every": 2, "evaluate_samples": 2, "evaluate_k": [1, 2], "disable_tqdm": True, "record_tokens": 1,
 }  # fmt: skip
-EVALUATION = ("--dataset", "data.jsonl", "--reward", "exact", "--prompts", "4", "--samples", "2", "--k", "1", "2",
-              "--max_new_tokens", "4", "--batch_size", "4")  # fmt: skip
+EVALUATION = "--dataset data.jsonl --reward exact --prompts 4 --samples 2 --k 1 2 --max_new_tokens 4 --batch_size 4"
 
 
 def make(folder: Path, repository: Path) -> None:
@@ -46,7 +47,7 @@ def make(folder: Path, repository: Path) -> None:
         _make_data()
         Path("configs/own.yaml").write_text(yaml.safe_dump(TRAINING, sort_keys=False))
         assert main(["train", "--config", "configs/own.yaml"]) == 0
-        assert main(["evaluate", "run", *EVALUATION, "--samples_output", "samples"]) == 0
+        assert main(["evaluate", "run", *EVALUATION.split(), "--samples_output", "samples"]) == 0
         _interrupt(Path("begun"))
         _write_log(Path("run/metrics.jsonl"), Path("log.jsonl"))
 

@@ -64,15 +64,21 @@ def another(rng: random.Random, path: Path) -> None:
 
 def added(rng: random.Random, path: Path) -> None:
     """Something beside it that is not expected."""
-    name = rng.choice(("checkpoint-9999999999999999999999", "checkpoint-1", "checkpoint--1", "checkpoint-١", "model", "tokens", "x.part",
-                       "model.part", ".hidden", "é", "a\nb", "x" * 250, "\udcff", "equipoise.json", "--help"))  # fmt: skip
+    name = rng.choice(NAMES)
     place = path.parent / name
     if not os.path.lexists(place):
         rng.choice((lambda: place.mkdir(), lambda: place.write_bytes(b"x"), lambda: place.symlink_to("nowhere")))()
 
 
+NAMES = (
+    "checkpoint-9999999999999999999999", "checkpoint-1", "checkpoint--1", "checkpoint-\u0661", "model", "tokens", "x.part",
+    "model.part", ".hidden", "é", "a\nb", "x" * 250, "\udcff", "equipoise.json", "--help",
+)  # fmt: skip
+"""Of what may lie beside something."""
+
 MUTATIONS: tuple[Callable[[random.Random, Path], None], ...] = (
-    missing, missing, emptied, folder_instead, link_to_itself, link_to_nowhere, link_elsewhere, link_to_device, pipe, another, added,
+    missing, missing, emptied, folder_instead, link_to_itself, link_to_nowhere, link_elsewhere, link_to_device, pipe,
+    another, added,
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Files of rows and values, JSON lines, JSON, CSV and Parquet, with something wrong in their bytes or their structure."""
+"""Files of rows and values, JSON lines, JSON, CSV, Parquet: something wrong in their bytes or their structure."""
 
 import csv
 import datetime
@@ -14,8 +14,10 @@ import pyarrow.parquet
 
 from fuzz import byte_mutations, place_mutations, value_mutations
 
-KEYS = ("prompt", "answer", "messages", "update", "mean", "low", "greedy", "pass_at", "equipoise/entropy", "equipoise/bounds_low", "step", "data",
-        "role", "content", "tool_calls", "reward", "loss", "learning_rate", "grad_norm")  # fmt: skip
+KEYS = (
+    "prompt", "answer", "messages", "update", "mean", "low", "greedy", "pass_at", "equipoise/entropy", "role", "content",
+    "equipoise/bounds_low", "step", "data", "tool_calls", "reward", "loss", "learning_rate", "grad_norm",
+)  # fmt: skip
 
 
 def spoil(rng: random.Random, path: Path, other: Path) -> None:
@@ -29,10 +31,13 @@ def spoil(rng: random.Random, path: Path, other: Path) -> None:
     chosen = rng.randrange(10)
     if chosen == 0:
         place_mutations.misplace(rng, path)
-    elif chosen < 4 or path.suffix not in _STRUCTURED:
-        path.write_bytes(byte_mutations.damaged(rng, path.read_bytes(), other.read_bytes()))
-    else:
-        _STRUCTURED[path.suffix](rng, path)
+        return
+    if chosen >= 4 and path.suffix in _STRUCTURED:
+        try:
+            return _STRUCTURED[path.suffix](rng, path)
+        except (ValueError, RecursionError, csv.Error, pyarrow.ArrowException, OSError):
+            pass  # it is spoilt already
+    path.write_bytes(byte_mutations.damaged(rng, path.read_bytes(), other.read_bytes()))
 
 
 def _written(value: Any, rng: random.Random) -> bytes:
@@ -48,10 +53,7 @@ def _json_lines(rng: random.Random, path: Path) -> None:
     if not lines:
         return
     for number in rng.choices(range(len(lines)), k=rng.choice((1, 1, 3))):
-        try:
-            lines[number] = _written(value_mutations.mutated(rng, json.loads(lines[number]), KEYS), rng)
-        except ValueError:
-            pass
+        lines[number] = _written(value_mutations.mutated(rng, json.loads(lines[number]), KEYS), rng)
     path.write_bytes(b"\n".join(lines) + rng.choice((b"\n", b"", b"\n\n", b"\n{")))
 
 
@@ -126,7 +128,8 @@ def _metadata(rng: random.Random, table: pyarrow.Table) -> pyarrow.Table:
         ("huggingface", "pandas", "equipoise", *(k.decode("utf-8", "replace") for k in table.schema.metadata or {}))
     )
     value = rng.choice(("", "{", "[]", "null", "5", '{"info": 1}', '{"info": {"features": {"prompt": 1}}}',
-                        '{"info": {"features": {"prompt": {"_type": "os.system"}}}}', "x" * 10000, "-1", '"a"'))  # fmt: skip
+                        '{"info": {"features": {"prompt": {"_type": "os.system"}}}}', "x" * 10000, "-1",
+                        '"a"'))  # fmt: skip
     return table.replace_schema_metadata({**(table.schema.metadata or {}), name: value})
 
 
@@ -138,12 +141,18 @@ def _of(values: list, kind: Any = None) -> Any:
 
 
 _ODD_COLUMNS = (
-    _of([1, 2]), _of([0.5, None]), _of(["a"]), _of([True, False]), _of([None]), _of([[1], []]), _of([{"a": 1}, None]), _of([b"\xff\0"]),
-    _of([datetime.datetime(1, 1, 1)]), _of([datetime.date(9999, 12, 31)]), _of([datetime.timedelta(1)]), _of([decimal.Decimal("1.5")]),
-    _of([float("nan")]), _of([2**63], pyarrow.uint64()), _of([[("k", 1)]], pyarrow.map_(pyarrow.string(), pyarrow.int64())),
-    _of(["a"], pyarrow.large_string()), _of(["a", "b"], pyarrow.dictionary(pyarrow.int32(), pyarrow.string())), _of([[[1.0]]]),
-    _of([[{"role": "user", "content": "x"}], [{"role": "user", "content": 1}]][:1]), _of([[{"role": "user", "content": None}]]),
-    _of([datetime.time(1)]), _of([1.5], pyarrow.float16()) if hasattr(pyarrow, "float16") else _of([1.5]), _of([""]), _of([" "]),
+    _of([1, 2]), _of([0.5, None]), _of(["a"]), _of([True, False]), _of([None]), _of([[1], []]),
+    _of([{"a": 1}, None]), _of([b"\xff\0"]),
+    _of([datetime.datetime(1, 1, 1)]), _of([datetime.date(9999, 12, 31)]), _of([datetime.timedelta(1)]),
+    _of([decimal.Decimal("1.5")]),
+    _of([float("nan")]), _of([2**63], pyarrow.uint64()),
+    _of([[("k", 1)]], pyarrow.map_(pyarrow.string(), pyarrow.int64())),
+    _of(["a"], pyarrow.large_string()), _of(["a", "b"], pyarrow.dictionary(pyarrow.int32(), pyarrow.string())),
+    _of([[[1.0]]]),
+    _of([[{"role": "user", "content": "x"}], [{"role": "user", "content": 1}]][:1]),
+    _of([[{"role": "user", "content": None}]]),
+    _of([datetime.time(1)]), _of([1.5], pyarrow.float16()) if hasattr(pyarrow, "float16") else _of([1.5]), _of([""]),
+    _of([" "]),
 )  # fmt: skip
 """Columns of types that a place does not expect."""
 

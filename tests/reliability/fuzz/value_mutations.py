@@ -8,17 +8,23 @@ from typing import Any
 
 TRAPS = (
     "", " ", "\n", "\0", "a\nb", "\x1b[31m", "\ud800", "\udcff", "\u2028", "\u202eabc", "\u0130", "é" * 40, "👩‍👩‍👧",
-    "nan", "inf", "1e3", "1e999", "0x10", "1_000", "no", "null", "~", "true", "2024-99-99", "12:30", "-", "--help", "=", "*a",
-    "{prompt}", "{0.__class__}", "{", "%s", "%n", "${HOME}", "$(id)", "`id`", "<script>alert(1)</script>", "../x", "../../x",
-    "/", ".", "..", "~", "~nouser/x", "~/x", "/dev/null", "/dev/full", "/proc/none/x", "/proc/self/mem", "C:\\x", "x" * 300,
-    "x" * 5000, "a/" * 2000, "os:system", "json:loads", "math:", ":x", "a:b:c", "data:", "data:x.jsonl", "data:/dev/zero",
-    "http://localhost:1/x", "s3://x/y", "owner/name", "owner/name:configuration", "__class__", "?", "a?b", "a?b=", "a?b=1&b=2",
+    "nan", "inf", "1e3", "1e999", "0x10", "1_000", "no", "null", "~", "true", "2024-99-99", "12:30", "-", "--help",
+    "=", "*a",
+    "{prompt}", "{0.__class__}", "{", "%s", "%n", "${HOME}", "$(id)", "`id`", "<script>alert(1)</script>", "../x",
+    "../../x",
+    "/", ".", "..", "~", "~nouser/x", "~/x", "/dev/null", "/dev/full", "/proc/none/x", "/proc/self/mem", "C:\\x",
+    "x" * 300,
+    "x" * 5000, "a/" * 2000, "os:system", "json:loads", "math:", ":x", "a:b:c", "data:", "data:x.jsonl",
+    "data:/dev/zero",
+    "http://localhost:1/x", "s3://x/y", "owner/name", "owner/name:configuration", "__class__", "?", "a?b", "a?b=",
+    "a?b=1&b=2",
     "1*a + 2*b", "nan*ladder", "ladder", "ladder + ladder", "-1*ladder", "reasoning_gym:chain_sum?min_terms=-1",
 )  # fmt: skip
 """Texts that mean something to somebody."""
 
 NUMBERS = (
-    0, 1, -1, 2, 3, 7, 100, -100, 2**31 - 1, 2**31, -(2**31), 2**32, 2**53 + 1, 2**63 - 1, 2**63, -(2**63), -(2**63) - 1, 2**64,
+    0, 1, -1, 2, 3, 7, 100, -100, 2**31 - 1, 2**31, -(2**31), 2**32, 2**53 + 1, 2**63 - 1, 2**63, -(2**63),
+    -(2**63) - 1, 2**64,
     10**18, 10**30, 10**400, 0.0, -0.0, 0.5, 1.5, -0.5, 1e-8, 5e-324, 1e308, -1e308, math.inf, -math.inf, math.nan,
 )  # fmt: skip
 """Bounds, and what lies beyond them."""

@@ -1,6 +1,7 @@
 """What must hold of every input, whatever is in it.
 
-A command ends within its time with 0, or with 2 and one line that names what cannot be used; `doctor` and `compare` also
+A command ends within its time with 0,
+or with 2 and one line that names what cannot be used; `doctor` and `compare` also
 with 1. It raises nothing, changes no input, leaves nothing half-written and nothing running.
 """
 

@@ -53,10 +53,11 @@ def _misspell(rng: random.Random, words: list[str], flags: Sequence[str]) -> Non
     number = rng.randrange(len(words))
     word = words[number]
     place = rng.randrange(len(word) + 1)
-    words[number] = rng.choice(
-        (word[:place] + "x" + word[place:], word[:place], word.upper(), word.replace("_", "-"), word.replace("-", "_"), "-" + word,
-         word.lstrip("-"), word + "=", word + "\n", " " + word, word[:place] + "\0" + word[place:])
+    changes = (
+        word[:place] + "x" + word[place:], word[:place], word.upper(), word.replace("_", "-"), word.replace("-", "_"),
+        "-" + word, word.lstrip("-"), word + "=", word + "\n", " " + word, word[:place] + "\0" + word[place:],
     )  # fmt: skip
+    words[number] = rng.choice(changes)
 
 
 def _join(rng: random.Random, words: list[str], flags: Sequence[str]) -> None:

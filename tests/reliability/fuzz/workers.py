@@ -32,6 +32,9 @@ SECONDS = 20.0
 MEMORY = 4 << 30
 """Bytes of addresses that a worker may take beside what it begins with."""
 
+WORDS_FILE = "words.json"
+"""In the folder of a worker: kind, number and words of its input."""
+
 INPUTS = 200
 """After so many a worker is replaced, so that what one leaves behind does not grow."""
 
@@ -44,7 +47,8 @@ WORK = (
     "equipoise.trl.trainer.EquipoiseTrainer.train", "equipoise.commands.quickstart.warm_start_ladder",
     "equipoise.commands.quickstart._train_side_by_side", "equipoise.models.warm_starts.warm_start_ladder",
     "equipoise.models.warm_starts.warm_start_calculator", "equipoise.models.warm_starts.warm_start_text",
-    "equipoise.commands.compare.runs.work", "equipoise.models.sampling.Sampler.completions", "socketserver.BaseServer.serve_forever",
+    "equipoise.commands.compare.runs.work", "equipoise.models.sampling.Sampler.completions",
+    "socketserver.BaseServer.serve_forever",
 )  # fmt: skip
 """Where the work of a command begins, which takes seconds to days."""
 
@@ -89,7 +93,7 @@ def run_input(kind: str, seed: int, number: int, materials: Path, box: Path) -> 
         (box / name).mkdir(parents=True)
     rng = random.Random(f"{seed}/{kind}/{number}")
     words = KINDS[kind].make(rng, materials, box / "work")
-    (box / "words.json").write_text(json.dumps(words))
+    (box / WORDS_FILE).write_text(json.dumps([kind, number, words]))
     ended = Ended(words, before=snapshot(box), works=KINDS[kind].works)
     begin = time.monotonic()
     with ExitStack() as stack:
@@ -212,7 +216,8 @@ class Worker:
 
     def _replaced(self, problem: str) -> Result:
         assert self.asked is not None
-        words = json.loads((self.box / "words.json").read_text()) if (self.box / "words.json").exists() else []
+        path = self.box / WORDS_FILE
+        words = json.loads(path.read_text())[-1] if path.exists() else []
         result = Result(*self.asked, words, [problem], time.monotonic() - self.since)
         self.asked = None
         self.stop()

@@ -7,19 +7,29 @@ BOMB = "".join(
     for level in range(9)
 )
 SCALARS = (
-    "!!int abc", "!!float abc", "!!bool abc", "!!timestamp abc", "!!null abc", "!!binary abc", "!!binary '===='", "!!set {a, b}",
+    "!!int abc", "!!float abc", "!!bool abc", "!!timestamp abc", "!!null abc", "!!binary abc", "!!binary '===='",
+    "!!set {a, b}",
     "!!omap [a: 1]", "!!omap abc", "!!pairs [a: 1]", "!!str 1", "!!seq abc", "!!map abc", "!!python/name:os.system",
-    "!!python/object/apply:os.system [id]", "!unknown x", "!!merge x", "&a [*a]", "&a {a: *a}", "*nowhere", "2024-99-99",
-    "2001-12-14t21:59:43.10-05:00", "190:20:30", ".inf", "-.inf", ".nan", "0x1F", "0o17", "0b11", "1_000", "+1", "9" * 5000,
-    "0." + "1" * 5000, "1e99999", "?", "-", "|\n  x", ">-\n  x", "'a", '"a', '"\\x00"', '"\\ud800"', '"\\U00110000"', "[", "{", "{a, b",
-    "[" * 200 + "]" * 200, "[" * 20000, "{a: " * 300, "- " * 3000 + "x", "yes", "on", "Null", "~", "{? [a]: b}", "{[1]: 2}",
-    "{{a: 1}: 2}", "{1: 2, 1: 3}", "{true: 1, 1: 2}", "@x", "`x", "%x", "x # y", "a: b: c", "\t x", "\u2028", "\x7f", "=", "<<",
+    "!!python/object/apply:os.system [id]", "!unknown x", "!!merge x", "&a [*a]", "&a {a: *a}", "*nowhere",
+    "2024-99-99",
+    "2001-12-14t21:59:43.10-05:00", "190:20:30", ".inf", "-.inf", ".nan", "0x1F", "0o17", "0b11", "1_000", "+1",
+    "9" * 5000,
+    "0." + "1" * 5000, "1e99999", "?", "-", "|\n  x", ">-\n  x", "'a", '"a', '"\\x00"', '"\\ud800"', '"\\U00110000"',
+    "[", "{", "{a, b",
+    "[" * 200 + "]" * 200, "[" * 20000, "{a: " * 300, "- " * 3000 + "x", "yes", "on", "Null", "~", "{? [a]: b}",
+    "{[1]: 2}",
+    "{{a: 1}: 2}", "{1: 2, 1: 3}", "{true: 1, 1: 2}", "@x", "`x", "%x", "x # y", "a: b: c", "\t x", "\u2028", "\x7f",
+    "=", "<<",
 )  # fmt: skip
 LINES = (
-    BOMB, "--- \n", "...\n", "---\na: 1\n---\nb: 2\n", "%YAML 9.9\n---\n", "%TAG ! x\n---\n", "? [a, b]\n: 1\n", "? {a: 1}\n: 1\n", "? \n", ": 1\n", "<<: {seed: 1}\n",
-    "<<: [{seed: 1}, {seed: 2}]\n", "<<: 1\n", "<<: [1]\n", "a: &a {<<: *a}\n", "<<: &m {<<: *m}\n", "\tseed: 1\n", "  seed: 1\n", "- seed\n", "seed\n",
-    "seed: 1\nseed: 2\n", "null: 1\n", "1: 2\n", "1.5: 2\n", "true: 1\n", "~: 1\n", "'': 1\n", "2024-01-01: 1\n", "!!binary aGk=: 1\n",
-    "? !!python/tuple [1]\n: 1\n", "x" * 20000 + ": 1\n", "a: " + "[" * 3000 + "\n", "a: " + "{a: " * 3000 + "\n", "".join(f"k{i}: {i}\n" for i in range(3000)),
+    BOMB, "--- \n", "...\n", "---\na: 1\n---\nb: 2\n", "%YAML 9.9\n---\n", "%TAG ! x\n---\n", "? [a, b]\n: 1\n",
+    "? {a: 1}\n: 1\n", "? \n", ": 1\n", "<<: {seed: 1}\n",
+    "<<: [{seed: 1}, {seed: 2}]\n", "<<: 1\n", "<<: [1]\n", "a: &a {<<: *a}\n", "<<: &m {<<: *m}\n", "\tseed: 1\n",
+    "  seed: 1\n", "- seed\n", "seed\n",
+    "seed: 1\nseed: 2\n", "null: 1\n", "1: 2\n", "1.5: 2\n", "true: 1\n", "~: 1\n", "'': 1\n", "2024-01-01: 1\n",
+    "!!binary aGk=: 1\n",
+    "? !!python/tuple [1]\n: 1\n", "x" * 20000 + ": 1\n", "a: " + "[" * 3000 + "\n", "a: " + "{a: " * 3000 + "\n",
+    "".join(f"k{i}: {i}\n" for i in range(3000)),
     "\ufeff\n", "\x01\n", "# \x00\n", "=: 1\n", "a: |\n" + "  x\n" * 5000,
 )  # fmt: skip
 
