@@ -71,8 +71,8 @@ def added(rng: random.Random, path: Path) -> None:
 
 
 NAMES = (
-    "checkpoint-9999999999999999999999", "checkpoint-1", "checkpoint--1", "checkpoint-\u0661", "model", "tokens", "x.part",
-    "model.part", ".hidden", "é", "a\nb", "x" * 250, "\udcff", "equipoise.json", "--help",
+    "checkpoint-9999999999999999999999", "checkpoint-1", "checkpoint--1", "checkpoint-\u0661", "model", "tokens",
+    "x.part", "model.part", ".hidden", "é", "a\nb", "x" * 250, "\udcff", "equipoise.json", "--help",
 )  # fmt: skip
 """Of what may lie beside something."""
 

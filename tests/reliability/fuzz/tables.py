@@ -15,8 +15,8 @@ import pyarrow.parquet
 from fuzz import byte_mutations, place_mutations, value_mutations
 
 KEYS = (
-    "prompt", "answer", "messages", "update", "mean", "low", "greedy", "pass_at", "equipoise/entropy", "role", "content",
-    "equipoise/bounds_low", "step", "data", "tool_calls", "reward", "loss", "learning_rate", "grad_norm",
+    "prompt", "answer", "messages", "update", "mean", "low", "greedy", "pass_at", "equipoise/entropy", "role",
+    "content", "equipoise/bounds_low", "step", "data", "tool_calls", "reward", "loss", "learning_rate", "grad_norm",
 )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from equipoise.errors import InputError
+from equipoise.errors import InputError, shortened
 from equipoise.settings.presets import merged
 from equipoise.settings.reading import read_yaml
 from equipoise.trl.keys import build, checked_keys
@@ -103,7 +103,7 @@ def read_study(path: str | Path, *, seeds: list[int] | None = None) -> Study:
         _distinct_folders(group, origin)
     warm_start = values.get("warm_start", False)
     if not isinstance(warm_start, bool):
-        raise InputError(f"{origin}: warm_start must be true or false, got {warm_start!r}")
+        raise InputError(f"{origin}: warm_start must be true or false, got {shortened(warm_start)}")
     base = _mapping(values, "base", origin)
     if warm_start and "model" in base:
         raise InputError(f"{origin}: give either warm_start or a model in base, not both")
@@ -114,9 +114,9 @@ def read_study(path: str | Path, *, seeds: list[int] | None = None) -> Study:
     for condition, condition_keys in conditions.items():
         for method in only.get(condition, tuple(methods)):
             name = " / ".join(filter(None, (condition, method)))
-            given = merged(base, condition_keys, methods[method])
-            keys, steps = _run_keys(given, warm_start, f"{origin}, {name}: ")
-            _check(keys, needs_model=not warm_start, origin=f"{origin}, {name}: ")
+            where = f"{origin}, {name}: "
+            keys, steps = _run_keys((base, condition_keys, methods[method]), warm_start, where)
+            _check(keys, needs_model=not warm_start, origin=where)
             runs += [StudyRun(condition, method, seed, keys, steps) for seed in chosen]
     runs.sort(key=lambda run: chosen.index(run.seed))
     return Study(
@@ -138,13 +138,13 @@ def file_name(name: str) -> str:
 def _mapping(values: dict[str, Any], key: str, origin: str) -> dict[str, Any]:
     value = values.get(key) or {}
     if not isinstance(value, dict):
-        raise InputError(f"{origin}: {key} must be a mapping, got {value!r}")
+        raise InputError(f"{origin}: {key} must be a mapping, got {shortened(value)}")
     if key == "base":
         return value
     named = {str(name): keys or {} for name, keys in value.items()}
     for name, keys in named.items():
         if not isinstance(keys, dict):
-            raise InputError(f"{origin}: {key}, {name} must be a mapping of keys to values, got {keys!r}")
+            raise InputError(f"{origin}: {key}, {name} must be a mapping of keys to values, got {shortened(keys)}")
     return named
 
 
@@ -158,33 +158,39 @@ def _distinct_folders(names: dict[str, Any], origin: str) -> None:
 
 def _names(value: Any, known: dict[str, Any], what: str) -> tuple[str, ...]:
     if not isinstance(value, list) or any(str(name) not in known for name in value):
-        raise InputError(f"{what} must be a list of names out of {', '.join(map(repr, known))}, got {value!r}")
+        raise InputError(f"{what} must be a list of names out of {', '.join(map(repr, known))}, got {shortened(value)}")
     return tuple(map(str, value))
 
 
 def _only(values: dict[str, Any], conditions: dict, methods: dict, origin: str) -> dict[str, tuple[str, ...]]:
     only = values.get("only") or {}
     if not isinstance(only, dict) or any(str(name) not in conditions for name in only):
-        raise InputError(f"{origin}: only must map conditions to lists of methods, got {only!r}")
+        raise InputError(f"{origin}: only must map conditions to lists of methods, got {shortened(only)}")
     return {str(name): _names(chosen, methods, f"{origin}: only, {name}") for name, chosen in only.items()}
 
 
 def _seeds(value: Any, origin: str) -> tuple[int, ...]:
-    whole = isinstance(value, list) and all(isinstance(s, int) and not isinstance(s, bool) and s >= 0 for s in value)
+    whole = isinstance(value, list) and all(type(seed) is int and 0 <= seed < 2**32 for seed in value)
     if not whole or not value or len(set(value)) < len(value):
-        raise InputError(f"{origin}: seeds must be a list of different whole numbers >= 0, got {value!r}")
+        raise InputError(
+            f"{origin}: seeds must be a list of different whole numbers from 0 to {2**32 - 1}, got {shortened(value)}"
+        )
     return tuple(value)
 
 
-def _run_keys(values: dict[str, Any], warm_start: bool, origin: str) -> tuple[dict[str, Any], int | None]:
-    """Checked keys, and the length of the warm start where it is given."""
-    values = dict(values)
+def _run_keys(levels: tuple[dict, ...], warm_start: bool, origin: str) -> tuple[dict[str, Any], int | None]:
+    """Checked keys of all levels, and the length of the warm start where it is given."""
+    try:
+        values = merged(*levels)
+    except InputError as error:
+        raise InputError(f"{origin}{error}") from error
     for key in SET_PER_RUN:
         if key in values:
             raise InputError(f"{origin}{key} is set by the study; leave it out")
     steps = values.pop("warm_start_steps", None)
-    if steps is not None and (not warm_start or not isinstance(steps, int) or steps < 1):
-        raise InputError(f"{origin}warm_start_steps must be a whole number >= 1 (with warm_start: true), got {steps!r}")
+    if steps is not None and (not warm_start or type(steps) is not int or steps < 1):
+        rule = "a whole number >= 1 (with warm_start: true)"
+        raise InputError(f"{origin}warm_start_steps must be {rule}, got {shortened(steps)}")
     keys = checked_keys(values, origin)
     if warm_start and not keys.get("task"):
         raise InputError(f"{origin}warm_start needs a task")
