@@ -34,6 +34,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--kind", action="append", help="Only of this kind; may be repeated.")
     parser.add_argument("--number", type=int, help="Only this one, of the one kind; shows what it printed.")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="Processes side by side.")
+    parser.add_argument("--plain", action="store_true", help="Mutate nothing: what is valid must be accepted.")
     parser.add_argument("--kept", type=Path, default=Path("runs/fuzz"), help="Folder for the inputs that fail.")
     return parser.parse_args()
 
@@ -46,6 +47,8 @@ def _run(options: argparse.Namespace, folder: Path) -> int:
     from fuzz.workers import results
 
     _make_materials(folder / "materials")
+    if options.plain:
+        _mutate_nothing()
     kinds = options.kind or list(KINDS)
     inputs = numbers(options.inputs, kinds) if options.number is None else [(kinds[0], options.number)]
     summary, begin = Summary(options.seed, options.kept), time.monotonic()
@@ -68,6 +71,16 @@ def _import_everything() -> None:
     for command in COMMANDS.values():
         importlib.import_module(f"equipoise.commands.{command.function.partition(':')[0]}")
     flags()
+
+
+def _mutate_nothing() -> None:
+    from fuzz import kinds, place_mutations, tables, value_mutations, word_mutations
+
+    for module, name in ((tables, "spoil"), (place_mutations, "misplace"), (kinds, "spoil_yaml")):
+        setattr(module, name, lambda *arguments: None)
+    word_mutations.mutated = lambda rng, words, flags: list(words)
+    value_mutations.hostile = lambda rng: None
+    kinds.SUFFIXES, kinds.QUERIES = (".jsonl",), ("",)
 
 
 def _make_materials(folder: Path) -> None:

@@ -123,6 +123,20 @@ def study(rng: random.Random, materials: Path, place: Path) -> Words:
     return ["compare", path.name, "--output", "out", *rng.choice(([], ["--report"], ["--seeds", "1", "2"]))]
 
 
+def study_folder(rng: random.Random, materials: Path, place: Path) -> Words:
+    """What a study has found so far."""
+    take("study.yaml", materials, place)
+    folder = take("study", materials, place)
+    path = rng.choice([path for path in _files(folder) if path.suffix in (".yaml", ".jsonl")])
+    if rng.random() < 0.2:
+        place_mutations.misplace(rng, rng.choice((path, path.parent)))
+    elif path.suffix == ".yaml":
+        spoil_yaml(rng, path, materials, ("model", "task"))
+    else:
+        tables.spoil(rng, path, rng.choice(_files(folder)))
+    return ["compare", "study.yaml", "--output", "study", *rng.choice(([], ["--report"], ["--report"]))]
+
+
 def accelerate(rng: random.Random, materials: Path, place: Path) -> Words:
     """A configuration of accelerate."""
     _take("model configs/own.yaml", materials, place)
@@ -225,9 +239,10 @@ def words(rng: random.Random, materials: Path, place: Path) -> Words:
 
 
 KINDS = {
-    "configuration": Kind(configuration, 18),
-    "one-key": Kind(one_key, 15),
+    "configuration": Kind(configuration, 16),
+    "one-key": Kind(one_key, 13),
     "study": Kind(study, 6),
+    "study-folder": Kind(study_folder, 4),
     "accelerate": Kind(accelerate, 5),
     "data-file": Kind(data_file, 16),
     "run-folder": Kind(run_folder, 15),

@@ -4,6 +4,7 @@ configs/ accelerate/ studies/   YAML
 model/ data.* held_out.jsonl    a model of one layer and what it is trained on
 run/ begun/                     a complete run with token records, and the same run interrupted before its end
 samples/                        what `evaluate --samples_output` keeps
+study.yaml study/               a study whose runs are all finished
 log.jsonl                       what verl's file logger writes
 """
 
@@ -49,6 +50,7 @@ def make(folder: Path, repository: Path) -> None:
         assert main(["train", "--config", "configs/own.yaml"]) == 0
         assert main(["evaluate", "run", *EVALUATION.split(), "--samples_output", "samples"]) == 0
         _interrupt(Path("begun"))
+        _finish_study(Path("study.yaml"), Path("study"))
         _write_log(Path("run/metrics.jsonl"), Path("log.jsonl"))
 
 
@@ -101,6 +103,19 @@ def _interrupt(folder: Path) -> None:
     shutil.copytree("run", folder)
     for name in ("model", "checkpoint-3", "checkpoint-1"):
         shutil.rmtree(folder / name)
+
+
+def _finish_study(path: Path, folder: Path) -> None:
+    """Every run of a study, as `compare` leaves it."""
+    from equipoise.commands.compare.runs import _settings, _settings_file
+    from equipoise.commands.compare.study import read_study
+
+    methods = {"GRPO": {}, "wide": {"preset": "wide_clip"}}
+    keys = {"task": "ladder", "model": "model", "use_cpu": True, "max_steps": 3}
+    path.write_text(yaml.safe_dump({"title": "A study", "base": keys, "seeds": [0, 1], "methods": methods}))
+    for run in read_study(path).runs:
+        shutil.copytree("run", run.folder(folder), ignore=shutil.ignore_patterns("checkpoint-*", "tokens"))
+        _settings_file(run.folder(folder)).write_text(yaml.safe_dump(_settings(run)))
 
 
 def _write_log(metrics: Path, log: Path) -> None:

@@ -228,6 +228,7 @@ class Worker:
         """End the process and whatever it has started."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.kill()  # it may have had no time to make a group of its own
         self.process.join()
         self.connection.close()
 
