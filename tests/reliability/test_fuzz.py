@@ -103,7 +103,7 @@ FAULTS = {
     "a process": (_begin_a_process, "left running: process sleep 60"),
     "no end": (lambda words: time.sleep(60), "not ended"),
     "a killed process": (lambda words: os._exit(1), "killed the process"),
-    "all memory": (lambda words: bytearray(workers.MEMORY), "raised MemoryError"),
+    "all memory": (lambda words: bytearray(2 * workers.MEMORY), "raised MemoryError"),
 }
 
 

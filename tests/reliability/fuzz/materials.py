@@ -115,7 +115,7 @@ def _finish_study(path: Path, folder: Path) -> None:
     path.write_text(yaml.safe_dump({"title": "A study", "base": keys, "seeds": [0, 1], "methods": methods}))
     for run in read_study(path).runs:
         shutil.copytree("run", run.folder(folder), ignore=shutil.ignore_patterns("checkpoint-*", "tokens"))
-        _settings_file(run.folder(folder)).write_text(yaml.safe_dump(_settings(run)))
+        _settings_file(run.folder(folder)).write_text(json.dumps(_settings(run)))
 
 
 def _write_log(metrics: Path, log: Path) -> None:
