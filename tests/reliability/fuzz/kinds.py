@@ -37,8 +37,12 @@ plan --config {} --model model
 plan --config {}
 plan --config {} --json --processes 8
 plan --config {} --sharding zero3
+plan --config {} --model model --prompt_tokens 4
 doctor {}
 doctor {} --json
+doctor {}
+doctor {}
+doctor {}
 train --config {} --model model --output_dir out
 train --config {} --model missing --output_dir out
 train --config {} --smoke --output_dir out
@@ -151,8 +155,8 @@ QUERIES = ("?prompt_column=messages&answer_column=solution.final", "?answer_colu
 
 def data_file(rng: random.Random, materials: Path, place: Path) -> Words:
     """A data file, or the words that name it."""
-    _take("model held_out.jsonl configs/own.yaml", materials, place)
-    path = take(rng.choice(DATA), materials, place)
+    _take("model held_out.jsonl configs/own.yaml " + " ".join(DATA), materials, place)
+    path = place / rng.choice(DATA)
     tables.spoil(rng, path, _another_file(rng, materials))
     if rng.random() < 0.15 and path.is_file():
         path = path.rename(path.with_suffix(rng.choice(SUFFIXES)))
@@ -242,7 +246,7 @@ KINDS = {
     "configuration": Kind(configuration, 16),
     "one-key": Kind(one_key, 13),
     "study": Kind(study, 6),
-    "study-folder": Kind(study_folder, 4),
+    "study-folder": Kind(study_folder, 3),
     "accelerate": Kind(accelerate, 5),
     "data-file": Kind(data_file, 16),
     "run-folder": Kind(run_folder, 15),

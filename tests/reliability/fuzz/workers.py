@@ -47,7 +47,8 @@ WORK = (
     "equipoise.trl.trainer.EquipoiseTrainer.train", "equipoise.commands.quickstart.warm_start_ladder",
     "equipoise.commands.quickstart._train_side_by_side", "equipoise.models.warm_starts.warm_start_ladder",
     "equipoise.models.warm_starts.warm_start_calculator", "equipoise.models.warm_starts.warm_start_text",
-    "equipoise.commands.compare.runs.work", "equipoise.models.sampling.Sampler.completions",
+    "equipoise.commands.compare.runs.work",
+    "equipoise.commands.compare.command.conditions_figure", "equipoise.models.sampling.Sampler.completions",
     "socketserver.BaseServer.serve_forever",
 )  # fmt: skip
 """Where the work of a command begins, which takes seconds to days."""
