@@ -158,6 +158,8 @@ def _file_table(source: str) -> _Table:
         raise InputError(f"{source}: no such file")
     if path.is_dir():
         raise InputError(f"{source}: is a folder, name one file in it")
+    if not path.is_file():  # a pipe would be waited for, a device may have no end
+        raise InputError(f"{source}: is no regular file")
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise InputError(f"{source}: the suffix must be one of {', '.join(_READERS)}, got {path.suffix!r}")

@@ -3,6 +3,7 @@
 import json
 import random
 import shlex
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,6 +173,8 @@ def run_folder(rng: random.Random, materials: Path, place: Path) -> Words:
     """A run folder."""
     _take("model data.jsonl held_out.jsonl", materials, place)
     run = take("run", materials, place)
+    for folder in run.glob("checkpoint-*"):  # of no use to who reads a run that has its model
+        shutil.rmtree(folder)
     (place / "second").symlink_to("run")
     for _ in range(rng.choice((1, 1, 2))):
         _spoil_run(rng, run, materials)
@@ -236,7 +239,7 @@ def words(rng: random.Random, materials: Path, place: Path) -> Words:
     line = list(rng.choice(COMMAND_LINES))
     _take("configs/own.yaml held_out.jsonl", materials, place)
     for name in ("model", "run", "begun", "data.jsonl", "log.jsonl"):
-        if any(name in word for word in line) or (name == "data.jsonl" and "run" in line):
+        if any(name in word for word in line) or (name == "data.jsonl" and {"run", "begun"} & set(line)):
             take(name, materials, place)
     take("studies/staleness.yaml", materials, place).rename(place / "study.yaml")
     return word_mutations.mutated(rng, line, flags())
@@ -249,12 +252,12 @@ KINDS = {
     "study-folder": Kind(study_folder, 3),
     "accelerate": Kind(accelerate, 5),
     "data-file": Kind(data_file, 16),
-    "run-folder": Kind(run_folder, 15),
-    "log": Kind(log, 6),
+    "run-folder": Kind(run_folder, 11),
+    "log": Kind(log, 8),
     "model-folder": Kind(model_folder, 2),
-    "samples": Kind(samples, 1, works=True),
-    "checkpoint": Kind(checkpoint, 1, works=True),
-    "words": Kind(words, 15),
+    "samples": Kind(samples, 0.5, works=True),
+    "checkpoint": Kind(checkpoint, 0.3, works=True),
+    "words": Kind(words, 18),
 }
 
 

@@ -63,7 +63,7 @@ class Result:
         number: of the input, among those of its kind.
         words: of its command line.
         problems: what does not hold.
-        seconds: that it took.
+        seconds: of the processor; of one that was ended, of the clock.
         begun: it passed every check.
         code: the exit code; None where there was none.
         told: what was printed, and the traceback.
@@ -96,13 +96,13 @@ def run_input(kind: str, seed: int, number: int, materials: Path, box: Path) -> 
     words = KINDS[kind].make(rng, materials, box / "work")
     (box / WORDS_FILE).write_text(json.dumps([kind, number, words]))
     ended = Ended(words, before=snapshot(box), works=KINDS[kind].works)
-    begin = time.monotonic()
+    begin = time.process_time()
     with ExitStack() as stack:
         _surroundings(stack, box, works=KINDS[kind].works)
         before = running()
         _call(ended)
         ended.running = sorted(running() - before)
-    seconds = time.monotonic() - begin
+    seconds = time.process_time() - begin
     ended.after = snapshot(box)
     told = "\n".join([ended.output[-4000:], ended.error[-4000:], ended.traceback])
     return Result(kind, number, words, problems(ended), seconds, ended.begun, ended.code, told)
