@@ -1,6 +1,7 @@
 """`make fuzz`: so many hostile inputs, and what does not hold of them, by its cause."""
 
 import argparse
+import contextlib
 import importlib
 import multiprocessing
 import os
@@ -52,7 +53,8 @@ def _run(options: argparse.Namespace, folder: Path) -> int:
     kinds = options.kind or list(KINDS)
     inputs = numbers(options.inputs, kinds) if options.number is None else [(kinds[0], options.number)]
     summary, begin = Summary(options.seed, options.kept), time.monotonic()
-    with progress_bar("fuzz", len(inputs), "input") as bar:
+    # What has come so far is shown when it is interrupted.
+    with contextlib.suppress(KeyboardInterrupt), progress_bar("fuzz", len(inputs), "input") as bar:
         for result in results(inputs, options.seed, folder / "materials", folder, options.jobs):
             summary.add(result, list(folder.glob("worker-*")))
             bar.update()
