@@ -113,7 +113,7 @@ class _Table:
         """A data set of the prompts, the answers and the other columns."""
         try:
             chosen = Dataset.from_dict({"prompt": prompts, "answer": answers})
-        except (pyarrow.ArrowException, OverflowError) as error:  # other keys of chat messages
+        except (pyarrow.ArrowException, OverflowError, RecursionError) as error:  # other keys of chat messages
             raise InputError(f"{self.source}: the prompts mix types of value ({one_line(error)})") from error
         if not others:
             return chosen
@@ -127,7 +127,7 @@ class _Table:
         """A column of lists, once it is known that one type can hold it."""
         try:
             pyarrow.array(self.columns[name])
-        except (pyarrow.ArrowException, OverflowError) as error:
+        except (pyarrow.ArrowException, OverflowError, RecursionError) as error:
             raise InputError(f"{self.source}: column {name!r} mixes types of value ({one_line(error)})") from error
         return self.columns[name]
 
