@@ -366,3 +366,13 @@ def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "data.jsonl")
     with pytest.raises(InputError, match=r"data\.jsonl.*regular file"):
         load_examples(str(tmp_path / "data.jsonl"))
+
+
+@pytest.mark.parametrize("depth", [60, 400])
+def test_rows_nested_too_deeply_are_refused(tmp_path, depth):
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"prompt": "a", "answer": "b", "other": ' + "[" * depth + "1" + "]" * depth + "}")
+    with pytest.raises(InputError, match=r"data\.jsonl, line 1.*nested"):
+        load_examples(str(path))
+    path.write_text('{"prompt": "a", "answer": "b", "other": ' + "[" * 30 + "1" + "]" * 30 + "}")
+    assert len(load_examples(str(path))) == 1

@@ -113,7 +113,7 @@ class _Table:
         """A data set of the prompts, the answers and the other columns."""
         try:
             chosen = Dataset.from_dict({"prompt": prompts, "answer": answers})
-        except (pyarrow.ArrowException, OverflowError, RecursionError) as error:  # other keys of chat messages
+        except (pyarrow.ArrowException, OverflowError) as error:  # other keys of chat messages
             raise InputError(f"{self.source}: the prompts mix types of value ({one_line(error)})") from error
         if not others:
             return chosen
@@ -127,7 +127,7 @@ class _Table:
         """A column of lists, once it is known that one type can hold it."""
         try:
             pyarrow.array(self.columns[name])
-        except (pyarrow.ArrowException, OverflowError, RecursionError) as error:
+        except (pyarrow.ArrowException, OverflowError) as error:
             raise InputError(f"{self.source}: column {name!r} mixes types of value ({one_line(error)})") from error
         return self.columns[name]
 
@@ -192,9 +192,23 @@ def _json_object(source: str, number: int, line: bytes) -> dict[str, Any]:
         ) from error
     if not isinstance(row, dict):
         raise InputError(f"{source}, line {number}: must be one JSON object, got {shortened(row)}")
+    if not _is_shallow(row):
+        raise InputError(f"{source}, line {number}: must be nested at most {MOST_DEPTH} deep, got {shortened(row)}")
     if rb"\u" in line.lower():  # only an escape can bring half of a character in
         _check_encodable(source, number, row)
     return row
+
+
+MOST_DEPTH = 50
+"""Of lists and mappings in one another in a row: the datasets library walks through their types by recursion."""
+
+
+def _is_shallow(value: Any) -> bool:
+    level = [value]
+    for _ in range(MOST_DEPTH):
+        nested = [item for item in level if isinstance(item, dict | list)]
+        level = [item for outer in nested for item in (outer.values() if isinstance(outer, dict) else outer)]
+    return not any(isinstance(item, dict | list) for item in level)
 
 
 def _check_encodable(source: str, number: int, row: dict[str, Any]) -> None:
