@@ -1,6 +1,7 @@
 # make quickstart   warm start, two runs, evaluation, a table and a picture (runs/quickstart)
 # make test         the tests
 # make test-fast    those of them that take no more than a few seconds each, in one process each
+# make fuzz N=10000   so many hostile inputs to every command (SEED=1, KIND=study); those that fail are kept in runs/fuzz
 # make test-trl TRL=../trl   TRL's own tests of its GRPO trainer, from a checkout, on its trainer and on ours
 # All make .venv and install into it; the second time they start at once.
 # make test-vllm    tests with vLLM itself, on a CPU, in an environment of its own (.venv-vllm)
@@ -20,7 +21,7 @@ VERL_BIN := $(VERL)/bin
 # Threads of a tiny model on a few busy cores only wait for each other.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart test test-fast test-vllm test-verl test-trl verl-demo lint clean
+.PHONY: quickstart test test-fast test-vllm test-verl test-trl fuzz verl-demo lint clean
 
 quickstart: $(RUN)
 	$(BIN)/equipoise quickstart
@@ -45,6 +46,12 @@ test-verl: $(VERL)/.installed
 
 verl-demo: $(VERL)/.installed
 	$(VERL_BIN)/python recipes/verl/cpu/run.py --output runs/verl-cpu
+
+N ?= 2000
+SEED ?= 0
+
+fuzz: $(DEV)
+	PYTHONPATH=tests/support:tests/reliability $(BIN)/python -m fuzz --inputs $(N) --seed $(SEED) $(addprefix --kind ,$(KIND))
 
 test-trl: $(DEV)
 	PYTHONPATH=tests/support $(BIN)/python -m trl_suite $(TRL)

@@ -20,3 +20,11 @@ def test_a_value_outside_its_range_is_named_with_its_rule(value):
 def test_the_command_line_can_be_given_an_error_of_its_own():
     with pytest.raises(InputError):
         require("share", 2, "in (0, 1)", False, error=InputError)
+
+
+def test_a_message_is_bounded_and_can_be_printed_whatever_was_given():
+    text = str(InputError(f"config {'x' * 100_000}: key must be a number, got 'a\x1b[2J\x00'"))
+    assert len(text) < 1100
+    assert text.startswith("config xxx")
+    assert text.endswith(r"key must be a number, got 'a\x1b[2J\x00'")
+    assert str(InputError("é 数\n→")) == "é 数\n→"

@@ -3,12 +3,22 @@
 import difflib
 from collections.abc import Iterable, Iterator
 
+LONGEST_MESSAGE = 1000
+"""Characters; of a longer one beginning and end are shown."""
+
 
 class InputError(ValueError):
     """Something the user gave cannot be used: the message names the file, row, key or flag, the rule and the value.
 
-    A `ValueError`, so that Python callers need to know nothing of this class.
+    A `ValueError`, so that Python callers need to know nothing of this class. Whatever was given, a path of thousands
+    of characters or one that moves a terminal's cursor, the message is bounded and can be printed.
     """
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        if len(text) > LONGEST_MESSAGE:
+            text = f"{text[: LONGEST_MESSAGE * 2 // 3]} … {text[-LONGEST_MESSAGE // 3 :]}"
+        return "".join(c if c.isprintable() or c.isspace() else ascii(c)[1:-1] for c in text)
 
 
 def require(name: str, value: object, rule: str, holds: bool, *, error: type[ValueError] = ValueError) -> None:

@@ -167,6 +167,12 @@ def test_verifiers_that_accept_their_own_answers(reward):
     assert "of 2 of the data's own answers 100% are accepted" in found.evidence
 
 
+def test_rewards_of_episodes_are_not_tried_without_an_episode():
+    from equipoise.tasks import named_task
+
+    assert checks.check_verifier(named_task("calculator")).severity == "not checked"
+
+
 def test_a_verifier_that_wants_a_form():
     def tagged(prompts, completions, answer, **columns):
         return [float(f"<answer>{gold}</answer>" in text) for text, gold in zip(completions, answer, strict=True)]

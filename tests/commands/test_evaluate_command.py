@@ -96,6 +96,60 @@ def test_samples_of_other_settings_are_refused(sampler, encoded, tmp_path):
         sample_file(tmp_path).check()
 
 
+def _first(change):
+    def changed(lines):
+        record = json.loads(lines[0])
+        change(record)
+        return [json.dumps(record), *lines[1:]]
+
+    return changed
+
+
+@pytest.mark.parametrize("changed", [
+    lambda lines: ["null", *lines[1:]],
+    lambda lines: ["{", *lines[1:]],
+    lambda lines: ["[" * 100000, *lines[1:]],
+    lambda lines: [lines[1], lines[0], *lines[2:]],
+    lambda lines: [*lines, lines[0]],
+    lambda lines: ["\udcff" + lines[0], *lines[1:]],
+    _first(lambda record: record.pop("prompt")),
+    _first(lambda record: record.update(completions=None)),
+    _first(lambda record: record["completions"].pop()),
+    _first(lambda record: record["completions"][1].update(length="3")),
+    _first(lambda record: record["completions"][1].update(reward=float("nan"))),
+    _first(lambda record: record["completions"][1].update(verdict=None)),
+    _first(lambda record: record["completions"][1].pop("truncated")),
+    _first(lambda record: record.update(greedy="4")),
+])  # fmt: skip
+def test_samples_that_are_none_of_their_prompt_are_refused_and_left_alone(sampler, encoded, tmp_path, changed):
+    evaluate_in_batches(sampler, DATA, encoded, digits, **SETTINGS, samples=sample_file(tmp_path))
+    path = tmp_path / "s.jsonl"
+    text = "".join(line + "\n" for line in changed(path.read_text().splitlines()))
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    before = path.read_bytes()
+    with pytest.raises(InputError, match=r"s\.jsonl"):
+        evaluate_in_batches(sampler, DATA, encoded, digits, **SETTINGS, samples=sample_file(tmp_path))
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\x85", "\x0c"])
+def test_samples_with_line_separators_in_them_are_whole(sampler, encoded, tmp_path, monkeypatch, separator):
+    """They end no line of the file, whatever str.splitlines says."""
+    made = resumable_evaluation.sample_records
+
+    def with_separators(*arguments, **named):
+        records = made(*arguments, **named)
+        for record in records:
+            record["completions"][0]["text"] = separator
+        return records
+
+    monkeypatch.setattr(resumable_evaluation, "sample_records", with_separators)
+    whole = evaluate_in_batches(sampler, DATA, encoded, digits, **SETTINGS, samples=sample_file(tmp_path))
+    monkeypatch.setattr(resumable_evaluation, "sample_records", None)  # nothing is sampled again
+    again = evaluate_in_batches(sampler, DATA, encoded, digits, **SETTINGS, samples=sample_file(tmp_path))
+    assert again == whole
+
+
 def test_the_entropy_is_that_of_the_distributions_sampled_from(sampler, encoded):
     """Against a forward pass over prompt and completion, token by token."""
     evaluation = evaluate_in_batches(sampler, DATA, encoded, digits, **SETTINGS)

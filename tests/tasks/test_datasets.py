@@ -1,4 +1,5 @@
 import json
+import os
 import re
 
 import datasets
@@ -360,3 +361,19 @@ def test_rows_without_an_answer_are_kept_on_request(tmp_path):
     assert load_examples(str(path), empty_answers=True)["answer"][:] == ["1", "", ""]
     with pytest.raises(InputError, match="line 2, column 'answer': the answer must not be empty"):
         load_examples(str(path))
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "data.jsonl")
+    with pytest.raises(InputError, match=r"data\.jsonl.*regular file"):
+        load_examples(str(tmp_path / "data.jsonl"))
+
+
+@pytest.mark.parametrize("depth", [60, 400])
+def test_rows_nested_too_deeply_are_refused(tmp_path, depth):
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"prompt": "a", "answer": "b", "other": ' + "[" * depth + "1" + "]" * depth + "}")
+    with pytest.raises(InputError, match=r"data\.jsonl, line 1.*nested"):
+        load_examples(str(path))
+    path.write_text('{"prompt": "a", "answer": "b", "other": ' + "[" * 30 + "1" + "]" * 30 + "}")
+    assert len(load_examples(str(path))) == 1

@@ -53,6 +53,8 @@ def check_verifier(task: Task | None, reason: str = "no data was named") -> Find
     name = "verifier self-test"
     if task is None:
         return not_checked(name, reason)
+    if task.environment_factory is not None:
+        return not_checked(name, "its rewards are those of episodes, which only a run plays")
     rows = _sample_rows(task)
     try:
         accepted = {form: _accepted(task, rows, texts) for form, texts in _right_completions(task, rows).items()}

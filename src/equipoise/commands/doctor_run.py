@@ -141,7 +141,8 @@ def _environment(folder: Path, left_out: LeftOut) -> dict[str, Any]:
         if key not in values:
             continue
         value = values[key]
-        if isinstance(value, kind) and not isinstance(value, bool) and (kind is str or 1 <= value <= 10**6):
+        in_range = isinstance(value, str) or (type(value) is int and 1 <= value <= 10**6)
+        if isinstance(value, kind) and in_range:
             environment[key] = value
         else:
             left_out.note(f"{folder / ENVIRONMENT_FILE}: {key} must be {rule}, got {shortened(value)}")

@@ -7,7 +7,10 @@ entropy to hold is set above a random model's.
 """
 
 import json
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ from equipoise.tasks.terms import Term, parsed_terms, written
 from equipoise.trl import run
 
 MODEL_FOLDER, RUN_FOLDER = "base", "run"
+DATA_FOLDERS = ("task", "eval_task")
 GENERATIONS, PER_DEVICE, MAX_ACCUMULATED, MAX_UPDATES_PER_ROLLOUT = 4, 4, 2, 8
 RANDOM_REFERENCE = 8.0  # nats, above what a random model over bytes has, so that the controller has something to do
 COMPLETION_TOKENS, EPISODE_TOKENS = 24, 40
@@ -51,7 +55,29 @@ def smoke(values: dict[str, Any]) -> Path:
     values.pop("preset", None)
     if not values.get("model"):
         raise InputError("model is required: a model folder or a hub id (--model)")
-    folder = _folder(values.get("output_dir"))
+    given = values.get("output_dir")
+    made = [path for path in (Path(str(given)), *Path(str(given)).parents) if not path.exists()] if given else []
+    folder = _folder(given)
+    with _gone_if_refused(folder, made if given else [folder]):
+        return _smoke(values, folder)
+
+
+@contextmanager
+def _gone_if_refused(folder: Path, made: list[Path]) -> Iterator[None]:
+    """Takes what was written, and the folders that were made for it, away again when no run has begun."""
+    try:
+        yield
+    except BaseException:
+        if not (folder / RUN_FOLDER).exists():
+            for name in (MODEL_FOLDER, *DATA_FOLDERS):
+                shutil.rmtree(folder / name, ignore_errors=True)
+            for path in made:
+                with suppress(OSError):
+                    path.rmdir()
+        raise
+
+
+def _smoke(values: dict[str, Any], folder: Path) -> Path:
     print("Smoke run: the same configuration, tiny, on a CPU. Cut:")
     cut = cut_keys(values)
     model = tiny_model(values["model"], values.get("task"), folder / MODEL_FOLDER, seed=values.get("seed") or 0)
@@ -161,7 +187,7 @@ def data_keys(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     Tasks that make their own data stay.
     """
     keys: dict[str, Any] = {}
-    for name, problems in (("task", PROBLEMS), ("eval_task", HELD_OUT)):
+    for name, problems in zip(DATA_FOLDERS, (PROBLEMS, HELD_OUT), strict=True):
         if values.get(name):
             terms = [_with_file(term, problems, folder / name) for term in parsed_terms(values[name], name)]
             keys[name] = " + ".join(map(written, terms))

@@ -161,7 +161,7 @@ def yaml_word(value: Any) -> str:
 class _Nodes(Reader, Scanner, Parser, Composer, Resolver):
     """Composes the nodes of a text and counts them, an alias for all that is behind it."""
 
-    yaml_implicit_resolvers: typing.ClassVar[dict] = {}
+    yaml_implicit_resolvers: typing.ClassVar[dict] = {}  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(self, text: str):
         Reader.__init__(self, text)

@@ -2,15 +2,16 @@
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from datasets import Dataset
 
-from equipoise.errors import InputError
-from equipoise.files import write_at_once, writing
+from equipoise.errors import InputError, shortened
+from equipoise.files import refuse_other_than_own, write_at_once, writing
 from equipoise.models.evaluation import Evaluation, check_settings, sample_records, summary
 from equipoise.models.randomness import seeded
 from equipoise.progress import progress_bar
@@ -53,7 +54,7 @@ def evaluate_in_batches(
     """
     check_settings(dataset, num_samples, ks, temperature, sampler.max_new_tokens, batch_size)
     at_once = max(1, batch_size // num_samples)
-    records = [] if samples is None else samples.begin(at_once)
+    records = [] if samples is None else samples.begin(at_once, dataset, num_samples)
     begun = len(records)
     per_prompt = num_samples + 1
     bar = progress_bar(name, len(prompt_ids) * per_prompt, "completion", done=begun * per_prompt, shown=progress)
@@ -95,37 +96,64 @@ class SampleFile:
                 raise InputError(f"{self.path} exists without {self.settings_path.name}; choose another folder")
             return
         try:
-            made_with = dict(json.loads(self.settings_path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError, OSError) as error:
+            made_with = json.loads(_text(self.settings_path))
+        except (ValueError, OSError, RecursionError) as error:
             raise InputError(f"{self.settings_path} is damaged ({error}); remove it and {self.path.name}") from error
+        if not isinstance(made_with, dict):
+            raise InputError(f"{self.settings_path} must be a mapping, got {shortened(made_with)}")
         for key in self.settings | made_with:
             if made_with.get(key) != self.settings.get(key):
                 raise InputError(
-                    f"{self.path} holds samples made with {key}={made_with.get(key)!r}, not "
-                    f"{self.settings.get(key)!r}; choose another --samples_output"
+                    f"{self.path} holds samples made with {key}={shortened(made_with.get(key))}, not "
+                    f"{shortened(self.settings.get(key))}; choose another --samples_output"
                 )
 
-    def begin(self, at_once: int) -> list[dict[str, Any]]:
+    def begin(self, at_once: int, dataset: Dataset, num_samples: int) -> list[dict[str, Any]]:
         """The records of whole batches, `at_once` prompts each; what was cut off is forgotten.
 
+        Args:
+            at_once: prompts of a batch.
+            dataset: what the records must be of, in its order.
+            num_samples: of each prompt.
+
         Raises:
-            InputError: as `check`.
+            InputError: as `check`, or a line that is no record of its prompt.
         """
         self.check()
+        refuse_other_than_own(self.path)
+        records, whole = self._records(dataset, num_samples), True
+        if len(records) < self.settings["num_prompts"]:
+            kept = len(records) // at_once * at_once
+            records, whole = records[:kept], False
         with writing(f"samples {self.path}"):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_at_once(self.settings_path, json.dumps(self.settings, indent=2) + "\n")
-        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines() if self.path.exists() else []
+            if not whole and self.path.exists():
+                write_at_once(self.path, "".join(map(_line, records)))
+        return records
+
+    def _records(self, dataset: Dataset, num_samples: int) -> list[dict[str, Any]]:
+        """The lines that are whole; the last one is not where an interruption cut it off."""
+        if not self.path.exists():
+            return []
+        try:
+            *lines, _ = _text(self.path).split("\n")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{self.path} must be UTF-8 ({error.reason}); remove it") from error
+        if len(lines) > len(dataset):
+            raise InputError(f"{self.path} has {len(lines)} lines, of {len(dataset)} prompts; remove it")
         records = []
-        for line in lines:
+        for number, (line, row) in enumerate(zip(lines, dataset, strict=False), start=1):
             try:
-                records.append(dict(json.loads(line)))
-            except (ValueError, TypeError):  # cut off by an interruption
-                break
-        if len(records) < self.settings["num_prompts"]:
-            records = records[: len(records) // at_once * at_once]
-        if len(records) < len(lines):
-            write_at_once(self.path, "".join(map(_line, records)))
+                record = json.loads(line)
+            except (ValueError, RecursionError):
+                record = None
+            if not _is_record(record, cast(dict, row), num_samples):
+                raise InputError(
+                    f"{self.path}, line {number} must hold the samples of prompt {number}, got {shortened(line)}; "
+                    f"remove this line and all after it"
+                )
+            records.append(record)
         return records
 
     def append(self, records: list[dict[str, Any]]) -> None:
@@ -148,6 +176,41 @@ def data_fingerprint(dataset: Dataset) -> str:
         if name in dataset.column_names:
             digest.update(json.dumps(dataset[name][:], ensure_ascii=False).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()[:16]
+
+
+def _text(path: Path) -> str:
+    """What is in a file, with every character as it was written: `read_text` would turn line ends into others."""
+    try:
+        return path.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _is_record(record: Any, row: dict[str, Any], num_samples: int) -> bool:
+    """Whether it is what `sample_records` makes of a row."""
+    if (
+        not isinstance(record, dict)
+        or record.get("prompt") != row["prompt"]
+        or record.get("answer") != row.get("answer")
+    ):
+        return False
+    completions, greedy = record.get("completions"), record.get("greedy")
+    return (
+        isinstance(completions, list)
+        and len(completions) == num_samples
+        and all(map(_is_completion, [*completions, *([] if greedy is None else [greedy])]))
+    )
+
+
+def _is_completion(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    numbers = [value.get("length"), *(value[k] for k in ("reward", "entropy") if value.get(k) is not None)]
+    return (
+        all(isinstance(value.get(name), str) for name in ("text", "verdict"))
+        and all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
+        and isinstance(value.get("truncated"), bool)
+    )
 
 
 def _line(record: dict[str, Any]) -> str:

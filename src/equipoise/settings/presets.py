@@ -62,7 +62,7 @@ def with_preset(values: dict[str, Any]) -> dict[str, Any]:
     name = values.get("preset")
     if name is None:
         return values
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         near = difflib.get_close_matches(str(name), PRESETS, n=1)
         raise InputError(
             f"preset must be one of {', '.join(PRESETS)}, got preset={name!r}"

@@ -70,7 +70,8 @@ class TokenControl:
         draw = token_draw(keys[:, 0], keys[:, 1], seed=self.seed, update=update)
         order = draw.argsort()  # sums are formed in one order, whatever the split into micro-batches and ranks
         marked = torch.empty_like(values[:, 0])
-        marked[order] = self.control.mark(UpdateTokens(*values[order].unbind(1), draw[order]))
+        logprob, old_logprob, entropy, advantage = values[order].unbind(1)
+        marked[order] = self.control.mark(UpdateTokens(logprob, old_logprob, entropy, advantage, draw[order]))
         marked = marked[start : start + own]
         sizes = [int(batch.loss_mask.sum()) for batch in batches]
         return [self._spread(mark, batch) for mark, batch in zip(marked.split(sizes), batches, strict=True)]

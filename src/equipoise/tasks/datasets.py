@@ -180,6 +180,8 @@ def _file_table(source: str) -> _Table:
         raise InputError(f"{source}: no such file")
     if path.is_dir():
         raise InputError(f"{source}: is a folder, name one file in it")
+    if not path.is_file():  # a pipe would be waited for, a device may have no end
+        raise InputError(f"{source}: is no regular file")
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise InputError(f"{source}: the suffix must be one of {', '.join(_READERS)}, got {path.suffix!r}")
@@ -212,9 +214,23 @@ def _json_object(source: str, number: int, line: bytes) -> dict[str, Any]:
         ) from error
     if not isinstance(row, dict):
         raise InputError(f"{source}, line {number}: must be one JSON object, got {shortened(row)}")
+    if not _is_shallow(row):
+        raise InputError(f"{source}, line {number}: must be nested at most {MOST_DEPTH} deep, got {shortened(row)}")
     if rb"\u" in line.lower():  # only an escape can bring half of a character in
         _check_encodable(source, number, row)
     return row
+
+
+MOST_DEPTH = 50
+"""Of lists and mappings in one another in a row: the datasets library walks through their types by recursion."""
+
+
+def _is_shallow(value: Any) -> bool:
+    level = [value]
+    for _ in range(MOST_DEPTH):
+        nested = [item for item in level if isinstance(item, dict | list)]
+        level = [item for outer in nested for item in (outer.values() if isinstance(outer, dict) else outer)]
+    return not any(isinstance(item, dict | list) for item in level)
 
 
 def _check_encodable(source: str, number: int, row: dict[str, Any]) -> None:

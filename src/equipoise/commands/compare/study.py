@@ -114,9 +114,9 @@ def read_study(path: str | Path, *, seeds: list[int] | None = None) -> Study:
     for condition, condition_keys in conditions.items():
         for method in only.get(condition, tuple(methods)):
             name = " / ".join(filter(None, (condition, method)))
-            given = merged(base, condition_keys, methods[method])
-            keys, steps = _run_keys(given, warm_start, f"{origin}, {name}: ")
-            _check(keys, needs_model=not warm_start, origin=f"{origin}, {name}: ")
+            where = f"{origin}, {name}: "
+            keys, steps = _run_keys((base, condition_keys, methods[method]), warm_start, where)
+            _check(keys, needs_model=not warm_start, origin=where)
             runs += [StudyRun(condition, method, seed, keys, steps) for seed in chosen]
     runs.sort(key=lambda run: chosen.index(run.seed))
     return Study(
@@ -173,23 +173,27 @@ def _only(values: dict[str, Any], conditions: dict, methods: dict, origin: str) 
 
 
 def _seeds(value: Any, origin: str) -> tuple[int, ...]:
-    whole = isinstance(value, list) and all(isinstance(s, int) and not isinstance(s, bool) and s >= 0 for s in value)
+    whole = isinstance(value, list) and all(type(seed) is int and 0 <= seed < 2**32 for seed in value)
     if not whole or not value or len(set(value)) < len(value):
-        raise InputError(f"{origin}: seeds must be a list of different whole numbers >= 0, got {shortened(value)}")
+        raise InputError(
+            f"{origin}: seeds must be a list of different whole numbers from 0 to {2**32 - 1}, got {shortened(value)}"
+        )
     return tuple(value)
 
 
-def _run_keys(values: dict[str, Any], warm_start: bool, origin: str) -> tuple[dict[str, Any], int | None]:
-    """Checked keys, and the length of the warm start where it is given."""
-    values = dict(values)
+def _run_keys(levels: tuple[dict, ...], warm_start: bool, origin: str) -> tuple[dict[str, Any], int | None]:
+    """Checked keys of all levels, and the length of the warm start where it is given."""
+    try:
+        values = merged(*levels)
+    except InputError as error:
+        raise InputError(f"{origin}{error}") from error
     for key in SET_PER_RUN:
         if key in values:
             raise InputError(f"{origin}{key} is set by the study; leave it out")
     steps = values.pop("warm_start_steps", None)
-    if steps is not None and (not warm_start or not isinstance(steps, int) or steps < 1):
-        raise InputError(
-            f"{origin}warm_start_steps must be a whole number >= 1 (with warm_start: true), got {shortened(steps)}"
-        )
+    if steps is not None and (not warm_start or type(steps) is not int or steps < 1):
+        rule = "a whole number >= 1 (with warm_start: true)"
+        raise InputError(f"{origin}warm_start_steps must be {rule}, got {shortened(steps)}")
     keys = checked_keys(values, origin)
     if warm_start and not keys.get("task"):
         raise InputError(f"{origin}warm_start needs a task")

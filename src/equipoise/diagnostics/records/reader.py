@@ -114,7 +114,7 @@ class RecordFiles:
         Raises:
             RecordsError: a file that is damaged where its rows are, with its name.
         """
-        needed = list(dict.fromkeys([*columns, *(["update"] if updates else [])]))
+        needed: list[str] = list(dict.fromkeys([*columns, *(["update"] if updates else [])]))
         for path in self.readable:
             with RecordFile(path) as file:
                 for group in range(file.num_row_groups):
