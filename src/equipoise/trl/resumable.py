@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list, send_to_device
+from accelerate.utils import send_to_device
 from safetensors import SafetensorError
 from torch.utils.data import Sampler
 from transformers import TrainerState
@@ -30,6 +30,7 @@ from equipoise.steering import Steering, Update
 from equipoise.trl import checkpoints
 from equipoise.trl.config import EquipoiseConfig
 from equipoise.trl.off_policy_rollouts import OffPolicyRollouts
+from equipoise.trl.ranks import gathered_data
 from equipoise.trl.seams import EpochSampler, UnloggedLoss
 from equipoise.trl.token_recording import TokenRecording
 
@@ -104,16 +105,15 @@ class ResumableTrainer(GRPOTrainer):
 
     def _on_main_process(self, check: Callable[[], None]) -> None:
         """A check that reads much, made once; what it refuses is refused on every process, so that none waits."""
-        refused: list[str | None] = [None]
+        refused = None
         if self.accelerator.is_main_process:
             try:
                 check()
             except checkpoints.CheckpointError as error:
-                refused = [str(error)]
-        if self.accelerator.num_processes > 1:
-            broadcast_object_list(refused)
-        if refused[0] is not None:
-            raise checkpoints.CheckpointError(refused[0])
+                refused = str(error)
+        refused = gathered_data(refused, self.accelerator)[0]
+        if refused is not None:
+            raise checkpoints.CheckpointError(refused)
 
     def _check_resumable(self, checkpoint: Path) -> None:
         if not checkpoint.is_dir():

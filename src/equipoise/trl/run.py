@@ -118,10 +118,8 @@ def _new_folder(folder: Path) -> bool:
     check_path(folder, "run folder")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         usable = folder.is_dir() and latest_checkpoint(folder) is not None
-        instead = (
-            f"continue it with --resume {folder}, or" if usable else "without a checkpoint to resume from; remove it or"
-        )
-        raise InputError(f"run folder {folder} exists{'; ' if usable else ' '}{instead} choose another --output_dir")
+        how = f"continue it with --resume {folder}" if usable else "it has no checkpoint to resume from: remove it"
+        raise InputError(f"run folder {folder} exists; {how}, or choose another --output_dir")
     created = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,13 @@ import equipoise
 from equipoise.diagnostics.json_lines import JsonLines
 from equipoise.diagnostics.records import TokenRecorder, drop_after
 from equipoise.diagnostics.records.columns import steered_columns
-from equipoise.diagnostics.run_folder import ENVIRONMENT_FILE, METRICS_FILE, RECORDS_FOLDER, RESOLVED_FILE
+from equipoise.diagnostics.run_folder import (
+    ENVIRONMENT_FILE,
+    METRICS_FILE,
+    RECORDS_FOLDER,
+    RESOLVED_FILE,
+    check_writable,
+)
 from equipoise.files import set_aside, write_at_once, writing
 from equipoise.models.decoding import token_decoder
 from equipoise.redaction import redacted
@@ -75,6 +81,7 @@ class RunFolder:
         if self.begun:
             return
         self.begun = True
+        check_writable(self.folder)
         records = self.folder / RECORDS_FOLDER
         if self.rank == 0:
             with writing(self.folder):
