@@ -129,7 +129,7 @@ def test_plain_data_of_each_kind(value):
     assert same(plain_data.read(plain_data.written(value)), value)
 
 
-@pytest.mark.parametrize("value", [object(), [lambda: 0], {"a": {1: open}}, InputError("x"), float], ids=str)
+@pytest.mark.parametrize("value", [object(), [lambda: 0], {"a": {1: open}}, InputError("x"), float], ids=range(5))
 def test_what_is_no_plain_data_is_refused_by_its_type(value):
     with pytest.raises(TypeError, match="plain data"):
         plain_data.written(value)
