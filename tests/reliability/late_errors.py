@@ -7,7 +7,6 @@ sound when it ends in one line before the work (exit 2), or trains (exit 0 with 
     is late   one line, but after the first rollout had begun
     is idle   "Done", and nothing was done
     hangs     no end within `SECONDS`
-    ignored   a value that its type rules out (a negative count, an unknown word) trained, and `MEANT` does not say why
 
 Each case runs in a process of its own, forked from one that has the libraries loaded: no value of one reaches another.
 

@@ -142,6 +142,18 @@ def test_signals_that_come_while_a_checkpoint_is_written_let_it_be_finished(tmp_
     assert latest_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
 
 
+def test_a_script_that_asks_for_it_saves_after_the_update_and_goes_on(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    subject = trainer(tmp_path, max_steps=4, save_strategy="no", enable_jit_checkpoint=True)
+    assert signal.getsignal(signal.SIGTERM) == before
+    subject.add_callback(Signals({3: 1}))
+    subject.train()
+    assert subject.state.global_step == 3
+    assert [p.name for p in tmp_path.glob("*checkpoint*")] == ["checkpoint-3"]
+    assert latest_checkpoint(tmp_path) == tmp_path / "checkpoint-3"
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
 def test_handlers_are_put_back_and_none_are_set_in_a_thread():
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Interrupted), handled(raise_interrupted, (signal.SIGTERM,)):

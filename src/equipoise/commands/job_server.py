@@ -80,6 +80,7 @@ def _work(job: dict[str, Any]) -> None:
     """Do a job, with everything that is printed in its log; what it raises ends this process as it would any other."""
     from equipoise import user_modules
     from equipoise.errors import InputError
+    from equipoise.interrupts import Interrupted
     from equipoise.redaction import log_to_stderr, without_secrets
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -94,6 +95,9 @@ def _work(job: dict[str, Any]) -> None:
         except InputError as error:
             print(f"equipoise: {without_secrets(' '.join(str(error).split()))}", file=sys.stderr, flush=True)
             sys.exit(2)
+        except Interrupted as error:
+            print(f"equipoise: {error}", file=sys.stderr, flush=True)
+            sys.exit(128 + error.signal)
 
 
 def _redirect(log: str) -> None:

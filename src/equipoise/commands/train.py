@@ -11,6 +11,7 @@ from typing import Any
 
 from equipoise.commands.threads import fit_threads
 from equipoise.commands.trusting import TrustOptions
+from equipoise.diagnostics.run_folder import run_and_checkpoint
 from equipoise.errors import InputError
 from equipoise.settings.presets import merged
 from equipoise.settings.run import RunSettings
@@ -25,7 +26,10 @@ class TrainOptions:
 
     config: Path | None = field(default=None, metadata={"help": "YAML file of keys."})
     resume: Path | None = field(
-        default=None, metadata={"help": "Continue the run in this folder from its newest complete checkpoint."}
+        default=None,
+        metadata={
+            "help": "Continue the run in this folder from its newest complete checkpoint, or from RUN/checkpoint-N."
+        },
     )
     smoke: bool = field(
         default=False,
@@ -35,7 +39,7 @@ class TrainOptions:
     trust: TrustOptions = field(default_factory=TrustOptions)
 
     def __post_init__(self) -> None:
-        self.trust.check([] if self.resume is None else [self.resume])
+        self.trust.check([] if self.resume is None else [run_and_checkpoint(self.resume)[0]])
         if self.resume is not None and self.config is not None:
             raise InputError("--resume takes the run's own configuration: leave --config out")
         if self.resume is not None and self.smoke:

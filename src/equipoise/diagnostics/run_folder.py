@@ -60,6 +60,13 @@ def checkpoint_folder(run_folder: str | Path, update: int) -> Path:
     return Path(run_folder) / f"{CHECKPOINT_PREFIX}{update}"
 
 
+def run_and_checkpoint(folder: Path) -> tuple[Path, Path | None]:
+    """The run folder that is meant, and its checkpoint, where a folder of one or the other may be given."""
+    if folder.name.startswith(CHECKPOINT_PREFIX) and is_run_folder(folder.parent):
+        return folder.parent, folder
+    return folder, None
+
+
 def failed_episodes_file(rank: int) -> str:
     """In a run folder: the episodes of one process that an environment spoiled; two writers would mix their lines."""
     return f"failed_episodes_{rank}.jsonl" if rank else "failed_episodes.jsonl"

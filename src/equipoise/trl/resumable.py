@@ -4,6 +4,7 @@
 # (transformers types what a trainer holds as optional, or as one of many kinds)
 
 import logging
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,7 @@ from equipoise.trl.config import EquipoiseConfig
 from equipoise.trl.off_policy_rollouts import OffPolicyRollouts
 from equipoise.trl.ranks import gathered_data
 from equipoise.trl.seams import EpochSampler, UnloggedLoss
+from equipoise.trl.stopping import Stopping
 from equipoise.trl.token_recording import TokenRecording
 
 logger = logging.getLogger("equipoise")
@@ -89,10 +91,26 @@ class ResumableTrainer(GRPOTrainer):
         if self.off_policy is not None:
             self.off_policy.reset()
         try:
-            return super().train(resume_from_checkpoint, *args, **kwargs)
+            with self._ended_by_sigterm():
+                return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
             if self._recording is not None:
                 self._recording.close()
+
+    @contextmanager
+    def _ended_by_sigterm(self) -> Iterator[None]:
+        """With `enable_jit_checkpoint`, which in transformers saves in the middle of an update: after the update."""
+        watched = any(isinstance(callback, Stopping) for callback in self.callback_handler.callbacks)
+        if watched or not self.args.enable_jit_checkpoint:
+            yield
+            return
+        stopping = Stopping(self)
+        self.add_callback(stopping)
+        try:
+            with stopping.watching((signal.SIGTERM,), raises=False):
+                yield
+        finally:
+            self.remove_callback(stopping)
 
     def _count_from_zero(self) -> None:
         """After an earlier call: transformers counts updates from 0 again, while TRL goes on in its rollout batch."""

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 import torch
-import yaml
 from datasets import Dataset
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, PrinterCallback, ProgressCallback
@@ -26,7 +25,6 @@ from trl.trainer.grpo_config import GRPOConfig
 
 import equipoise
 from equipoise.diagnostics.run_folder import (
-    CHECKPOINT_PREFIX,
     CONFIG_FILE,
     ENVIRONMENT_FILE,
     METRICS_FILE,
@@ -35,6 +33,7 @@ from equipoise.diagnostics.run_folder import (
     failed_episodes_file,
     is_run_folder,
     latest_checkpoint,
+    run_and_checkpoint,
 )
 from equipoise.diagnostics.trust import is_named, named_code, require_trust, sign
 from equipoise.errors import InputError
@@ -153,7 +152,7 @@ def resume(
             it another run.
         UntrustedError: the folder names code, is of somebody else, and is not trusted.
     """
-    folder, checkpoint = _to_resume(folder)
+    folder, checkpoint = run_and_checkpoint(folder)
     values = run_settings(folder)
     _check_changes(folder, values, changes)
     checkpoint = checkpoint or latest_checkpoint(folder)
@@ -175,13 +174,6 @@ def resume(
         _train(trainer, checkpoint, beginning)
     _finish(trainer, folder)
     return folder
-
-
-def _to_resume(folder: Path) -> tuple[Path, Path | None]:
-    """The run folder, and the checkpoint of it that was named, if one was."""
-    if folder.name.startswith(CHECKPOINT_PREFIX) and is_run_folder(folder.parent):
-        return folder.parent, folder
-    return folder, None
 
 
 def _train(trainer: EquipoiseTrainer, checkpoint: Path | None, beginning: Beginning) -> None:
@@ -377,7 +369,7 @@ def _write_settings(folder: Path, values: dict[str, Any], config: EquipoiseConfi
     }
     resolved, text = redacted(json.loads(config.to_json_string())), written_keys(redacted(values))
     write_at_once(folder / ENVIRONMENT_FILE, json.dumps(environment, indent=2) + "\n")
-    write_at_once(folder / RESOLVED_FILE, yaml.safe_dump(resolved, sort_keys=True))
+    write_at_once(folder / RESOLVED_FILE, written_keys(dict(sorted(resolved.items()))))
     sign(folder, text)
     write_at_once(folder / CONFIG_FILE, text)  # last: with it, this is a run folder
 

@@ -6,6 +6,7 @@ a second time.
 """
 
 import logging
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,16 +37,20 @@ class Stopping(TrainerCallback):
         self._in_training = False
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
+    def watching(self, signals: tuple[signal.Signals, ...] = STOPPING, *, raises: bool = True) -> Iterator[None]:
         """Within the block, signals are for this callback.
+
+        Args:
+            signals: which.
+            raises: say so at the end of the block as well, where training ended after an update.
 
         Raises:
             Interrupted: one came: at once, or at the end of the block, when the checkpoint is written.
         """
         self.received = None
-        with handled(self._handle, STOPPING):
+        with handled(self._handle, signals):
             yield
-        if self.received is not None:
+        if raises and self.received is not None:
             raise Interrupted(self.received)
 
     def on_train_begin(self, args, state, control, **kwargs):

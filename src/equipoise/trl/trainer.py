@@ -68,7 +68,9 @@ class EquipoiseTrainer(ResumableTrainer):
     def __init__(self, model, reward_funcs=None, args=None, *further, **kwargs):
         args = own_config(args, model)
         self._on_statistics: Callable[[TokenStatistics], None] | None = None
+        saves_on_sigterm, args.enable_jit_checkpoint = args.enable_jit_checkpoint, False  # transformers' own way
         super().__init__(model, reward_funcs, args, *further, **kwargs)
+        args.enable_jit_checkpoint = saves_on_sigterm  # ours: see `_ended_by_sigterm`
         base = cast(Any, self.model).get_base_model() if is_peft_model(self.model) else self.model
         add_statistics_head(base, temperature=self.temperature, float32_products=args.cast_lm_head_to_fp32)
         self.steering = Steering(
