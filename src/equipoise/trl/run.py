@@ -278,6 +278,11 @@ def _model(settings: RunSettings, config: EquipoiseConfig) -> PreTrainedModel:
     model_code = config.trust_remote_code or bool(given.pop("trust_remote_code", False))
     model = load_model(settings.model, on_cpu=on_cpu, trust_remote_code=model_code, **given)
     config.model_init_kwargs = None  # used; TRL would warn that it cannot use them again
+    if not settings.use_peft and not any(p.requires_grad for p in model.parameters()):  # a saved adapter is frozen
+        raise InputError(
+            f"model {settings.model} has no parameter to train: an adapter must be merged into its model first, or be "
+            f"trained with a new one on it (use_peft)"
+        )
     return model
 
 
