@@ -62,6 +62,10 @@ _QUERY = re.compile(r"([?&;#]([A-Za-z0-9_.%-]+)=)([^&#;\s\"'\]})>]+)")
 _ASSIGNED = re.compile(
     r"""((?P<quote>["']?)\b(?P<name>[A-Za-z_][\w.-]*)(?P=quote)\s*[:=]\s*)("[^"]*"|'[^']*'|[^\s,;&"'{}\[\]]+)"""
 )
+_QUOTED = re.compile(
+    r"""((?P<quote>["'])(?P<name>[A-Za-z_][\w.-]*)(?P=quote)\s*:\s*)("[^"]*(?:"|\Z)|'[^']*(?:'|\Z)|[^\s,;&"'{}\[\]]+)"""
+)
+"""A key and its value in a mapping, as Python or JSON writes it: so they stand in messages."""
 _HEXADECIMAL = re.compile(r"[0-9a-f]{40}")
 _LEAST = 6
 """Characters of a text that is looked for in others: a shorter one would be found everywhere."""
@@ -148,7 +152,7 @@ def without_secrets(text: str, words: list[str] | None = None) -> str:
     """
     for secret in sorted(_known(sys.argv[1:] if words is None else words), key=len, reverse=True):
         text = text.replace(secret, REDACTED)
-    return _without_forms(text)
+    return _without_forms(_QUOTED.sub(_without_assigned, text))
 
 
 class WithoutSecrets(logging.Formatter):
@@ -190,6 +194,8 @@ def _without_forms(text: str) -> str:
     if "://" in text:
         text = _USER_INFORMATION.sub(_without_password, text)
         text = _QUERY.sub(_without_parameter, text)
+    elif "?" in text:  # of a task, a reward, a name on a hub
+        text = _QUERY.sub(_without_named_parameter, text)
     return text
 
 
@@ -203,6 +209,11 @@ def _without_password(match: re.Match) -> str:
 def _without_parameter(match: re.Match) -> str:
     words = [word.lower() for word in _WORDS.findall(unquote(match[2]))]
     secret = is_secret_name(unquote(match[2])) or not _PARAMETERS.isdisjoint(words[-1:])
+    return match[1] + REDACTED if secret else match[0]
+
+
+def _without_named_parameter(match: re.Match) -> str:
+    secret = is_secret_name(unquote(match[2])) and not _is_number(match[3])
     return match[1] + REDACTED if secret else match[0]
 
 

@@ -102,7 +102,7 @@ def test_nothing_is_offered_where_nothing_is_whole(run):
 def test_a_checkpoint_of_an_older_version_is_read_with_a_word(run, caplog):
     marker = run / "checkpoint-2" / CHECKPOINT_MARKER
     state = json.loads(marker.read_text())
-    del state["files"]
+    del state["files"], state["xxh3_128"]
     marker.write_text(json.dumps(state | {"format": 1}))
     subject = make(run)
     subject.train(resume_from_checkpoint=True)
@@ -116,6 +116,44 @@ def test_a_list_that_is_none_is_said(run, files):
     marker.write_text(json.dumps(json.loads(marker.read_text()) | {"files": files}))
     with pytest.raises(CheckpointError, match=r"equipoise.json is damaged"):
         check_whole(run / "checkpoint-2")
+
+
+def leaves(value, place=()):
+    if isinstance(value, dict):
+        for name in value:
+            yield (*place, name)
+            yield from leaves(value[name], (*place, name))
+
+
+def changed(value, place, change):
+    """A copy of nested mappings with another value, or none, at one place."""
+    name, *inner = place
+    if inner:
+        return value | {name: changed(value[name], inner, change)}
+    return {n: v for n, v in value.items() if n != name} | ({} if change is leaves else {name: change})
+
+
+@pytest.mark.parametrize("change", [leaves, 0.125, -7, 1e300, True, "x", None, [], {}], ids=repr)
+def test_a_marker_in_which_anything_was_changed_or_removed_is_refused(run, change):
+    path = run / "checkpoint-2" / CHECKPOINT_MARKER
+    written = json.loads(path.read_text())
+    for place in leaves(written):
+        damaged = changed(written, place, change)
+        path.write_text(json.dumps(damaged))
+        if json.dumps(damaged, sort_keys=True) == json.dumps(written, sort_keys=True):
+            check_whole(run / "checkpoint-2")
+        else:
+            with pytest.raises(CheckpointError):
+                check_whole(run / "checkpoint-2")
+
+
+def test_a_checkpoint_that_lost_its_marker_is_not_taken_for_one_of_another_trainer(run):
+    (run / "checkpoint-2" / CHECKPOINT_MARKER).unlink()
+    with pytest.raises(CheckpointError, match=r"has no equipoise\.json"):
+        make(run).train(resume_from_checkpoint=str(run / "checkpoint-2"))
+    subject = make(run)
+    subject.train(resume_from_checkpoint=True)  # from checkpoint-1
+    assert subject.state.global_step == 3
 
 
 @pytest.mark.parametrize("name", HOSTS_OWN)

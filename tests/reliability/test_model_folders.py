@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import arguments, refusal
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from trainer_setup import character_tokenizer, tiny_model
 
@@ -119,3 +121,11 @@ def test_a_tokenizer_that_is_cut_off_is_one_line(model, share):
     cut(model / "tokenizer.json", share)
     with pytest.raises(InputError, match=r"^model [^\n]*$"):
         load_tokenizer(str(model))
+
+
+def test_a_saved_adapter_is_not_trained_by_itself(workplace, capsys):
+    adapted = get_peft_model(load_model("model", on_cpu=True), LoraConfig(target_modules=["q_proj"]))
+    adapted.save_pretrained("adapter")
+    load_tokenizer("model").save_pretrained("adapter")
+    assert "model adapter has no parameter to train" in refusal(arguments(model="adapter"), capsys)
+    assert not Path("run").exists()

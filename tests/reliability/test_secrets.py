@@ -112,6 +112,29 @@ def test_secrets_in_addresses(address):
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "me/space?api_key=Zq7xY83kPw0",
+        "judges:digits?weight=2&judge_token=Zq7xY83kPw0",
+        "data:x.jsonl?hf_token=Zq7xY83kPw0",
+    ],
+)
+def test_secrets_in_parameters_of_what_is_no_address(text):
+    assert redacted(text, "task") == text.replace("Zq7xY83kPw0", REDACTED)
+    assert redacted("data:x.jsonl?answer_key=solution&limit=8", "task") == "data:x.jsonl?answer_key=solution&limit=8"
+
+
+@pytest.mark.parametrize(
+    "shown", ["{{'a': 1, 'hf_token': '{}'}}", '{{"hf_token": "{}"}}', "{{'x': {{'api_key': '{}", "{{'password': {}}}"]
+)
+def test_a_mapping_in_a_message_shows_no_secret(shown):
+    secret = "Zq7xY83kPw0"
+    assert secret not in without_secrets(f"leave it at its default, got generation_kwargs={shown.format(secret)}", [])
+    plain = "got {'eos_token': '</s>', 'max_tokens': 5, 'key': 'a', 'enable_thinking': False}"
+    assert without_secrets(plain, []) == plain
+
+
+@pytest.mark.parametrize(
     "value",
     [
         "https://host:8000/v1?model=a&max_tokens=5", "ssh://git@github.com/x", "data.jsonl?answer_column=solution",

@@ -16,8 +16,9 @@ from transformers import TrainerCallback
 from equipoise.cli import main
 from equipoise.diagnostics.run_folder import latest_checkpoint
 from equipoise.interrupts import Interrupted, handled, raise_interrupted
-from equipoise.trl import stopping
+from equipoise.trl import run, stopping
 from equipoise.trl.stopping import Stopping
+from equipoise.trl.trainer import EquipoiseTrainer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -63,6 +64,27 @@ def test_before_the_first_update_nothing_is_left(workplace, number, code):
     assert process.exitcode == code
     assert len(told(workplace)) == 1
     assert not (workplace / "run").exists()
+
+
+@pytest.mark.parametrize("method", ["save_model", "put"])
+def test_an_interruption_of_the_final_save_leaves_no_part_of_a_model(workplace, monkeypatch, capsys, method):
+    def interrupted(*_):
+        (workplace / "run" / "model.part").mkdir(exist_ok=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    with monkeypatch.context() as patch:
+        if method == "put":
+            patch.setattr(run, "put", interrupted)
+        else:
+            original = EquipoiseTrainer.save_model
+            final = lambda self, folder=None, **_: interrupted() if "part" in str(folder) else original(self, folder)  # noqa: E731
+            patch.setattr(EquipoiseTrainer, "save_model", final)
+        assert main(arguments(evaluate_every=0)) == 143
+    assert "continue with --resume run" in capsys.readouterr().err
+    assert not list((workplace / "run").glob("model*"))
+    assert main(["train", "--resume", "run"]) == 0
+    assert (workplace / "run" / "model").is_dir()
 
 
 def test_other_commands_end_by_sigterm_with_one_line_and_nothing_half_written(workplace):

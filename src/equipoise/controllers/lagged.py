@@ -38,11 +38,13 @@ class LaggedBounds:
         """Continue as if there had been no interruption.
 
         Raises:
-            ValueError: a position that is not on this grid.
+            ValueError: a position that is not on this grid, or values of other types.
         """
-        steps = state["steps"]
+        steps, exhausted = state["steps"], state["exhausted"]
         num_points = len(self.grid.low_points) + len(self.grid.high_points) - 1
-        require("steps", steps, f"a position on the grid {self.grid}", 0 <= steps < num_points)
+        on_grid = type(steps) is int and 0 <= steps < num_points
+        require("steps", steps, f"a position on the grid {self.grid}", on_grid)
+        require("exhausted", exhausted, "true or false", isinstance(exhausted, bool))
         self.selection = BoundsSelection(
-            self.grid.path_bounds(steps), math.nan, math.nan, steps=steps, exhausted=state["exhausted"], inactive=False
+            self.grid.path_bounds(steps), math.nan, math.nan, steps=steps, exhausted=exhausted, inactive=False
         )

@@ -6,8 +6,9 @@ the pressure between expanding and contracting updates. The form of the signal a
 
 import logging
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
+from types import NoneType
 from typing import Any
 
 from equipoise.controllers.signals import PhaseSignal, ReferenceSignal, Trajectory
@@ -223,24 +224,27 @@ class PolarityController:
         """Continue exactly where `state_dict` was taken.
 
         Raises:
-            ValueError: keys missing or unknown.
+            ValueError: keys missing or unknown, or values that `state_dict` does not give.
         """
         if set(state) != set(self._STATE):
             raise ValueError(f"controller state must have the keys {sorted(self._STATE)}, got {sorted(state)}")
         for name, value in state.items():
+            is_known = type(value) in self._STATE[name] and not (isinstance(value, float) and math.isnan(value))
+            require(name, value, "as state_dict gives it", is_known)
+        for name, value in state.items():
             setattr(self, name, value)
 
-    _STATE = (
-        "reference_entropy",
-        "smoothed_entropy",
-        "slow_entropy",
-        "demanded_authority",
-        "progress",
-        "num_updates",
-        "saturated",
-        "_warmup_total",
-        "_saturated_updates",
-    )
+    _STATE: Mapping[str, tuple[type, ...]] = {
+        "reference_entropy": (float, int, NoneType),
+        "smoothed_entropy": (float, int, NoneType),
+        "slow_entropy": (float, int, NoneType),
+        "demanded_authority": (float, int),
+        "progress": (float, int),
+        "num_updates": (int,),
+        "saturated": (bool,),
+        "_warmup_total": (float, int),
+        "_saturated_updates": (int,),
+    }
 
 
 def _checked_quadrants(quadrants: Collection[str]) -> tuple[str, ...]:

@@ -72,7 +72,7 @@ def failed_episodes_file(rank: int) -> str:
     return f"failed_episodes_{rank}.jsonl" if rank else "failed_episodes.jsonl"
 
 
-def rollout_file(rank: int) -> str:
+def rollout_file(rank: int | str) -> str:
     """In a checkpoint: the rollout batch in use, of one process."""
     return f"rollout_{rank}.pt"
 
@@ -100,8 +100,11 @@ def is_begun(checkpoint: Path) -> bool:
 
 
 def is_foreign(checkpoint: Path) -> bool:
-    """Whether another trainer of transformers wrote the checkpoint, such as TRL's GRPOTrainer."""
-    ours = is_complete(checkpoint) or is_begun(checkpoint)
+    """Whether another trainer of transformers wrote the checkpoint, such as TRL's GRPOTrainer.
+
+    One of equipoise that has lost its marker is not: the state of the rollout batch tells whose it is.
+    """
+    ours = is_complete(checkpoint) or is_begun(checkpoint) or any(checkpoint.glob(rollout_file("*")))
     return not ours and (checkpoint / HOST_STATE).is_file()
 
 

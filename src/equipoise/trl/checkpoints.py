@@ -1,7 +1,8 @@
 """Checkpoints that are whole or not there: one that is begun says so, and a marker is written last.
 
 The marker lists every file with its size and checksum, and is written when all of them are on disk: a loss of power
-cannot mark what is not there, and what is lost or damaged later is found before a run goes on from it.
+cannot mark what is not there, and what is lost or damaged later is found before a run goes on from it. It has a
+checksum of its own, as it holds the state of the controllers.
 
 An interrupted or failed write leaves the previous checkpoint in place; older ones are removed only after the new one is
 marked. What another trainer has written into the same folder is never removed: not as unfinished, not as too old, and
@@ -15,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import xxhash
 
 from equipoise.diagnostics.run_folder import (
     CHECKPOINT_BEGUN,
@@ -31,7 +34,10 @@ from equipoise.trl.inventory import fault, inventory
 logger = logging.getLogger("equipoise")
 
 FORMAT = 2
-"""1: without the list of files. Such a checkpoint is read, and cannot be checked."""
+"""1: without the list of files and the checksum of the marker. Such a checkpoint is read, and cannot be checked."""
+
+_CHECKED = ("files", "xxh3_128")
+"""In a marker of format 2, and not in one of format 1."""
 
 
 class CheckpointError(InputError):
@@ -96,7 +102,8 @@ def write_marker(folder: Path, state: dict[str, Any]) -> None:
     sync_folder(folder)
     files = inventory(folder, without=(CHECKPOINT_MARKER, CHECKPOINT_BEGUN))
     sync(folder.parent)  # the folder's own name
-    write_at_once(folder / CHECKPOINT_MARKER, json.dumps({"format": FORMAT, **state, "files": files}, indent=2))
+    marker = {"format": FORMAT, **state, "files": files}
+    write_at_once(folder / CHECKPOINT_MARKER, json.dumps(marker | {"xxh3_128": _checksum(marker)}, indent=2))
     (folder / CHECKPOINT_BEGUN).unlink(missing_ok=True)
     sync(folder)
 
@@ -113,16 +120,38 @@ def read_marker(folder: Path) -> dict[str, Any]:
         )
     try:
         state = json.loads((folder / CHECKPOINT_MARKER).read_text(encoding="utf-8"))
-        newer = state.pop("format") > FORMAT
-        if any(set(entry) != {"bytes", "xxh3_128"} for entry in state.get("files", {}).values()):
-            raise ValueError("its list of files is none")
+        newer = state["format"] > FORMAT
+        if not newer:
+            _check_marker(state)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{folder / CHECKPOINT_MARKER} is damaged: {error}; use another checkpoint") from error
     if newer:
         raise CheckpointError(
             f"{folder / CHECKPOINT_MARKER} is of a newer format than this version of equipoise reads ({FORMAT})"
         )
-    return state
+    return {name: value for name, value in state.items() if name not in ("format", "xxh3_128")}
+
+
+def _check_marker(marker: dict[str, Any]) -> None:
+    """Refuses a marker that is not as it was written.
+
+    Raises:
+        ValueError: saying what is wrong.
+        TypeError, AttributeError: its parts are of other types.
+    """
+    if any((name in marker) != (marker["format"] == FORMAT) for name in _CHECKED):
+        raise ValueError(f"it has no {' and no '.join(_CHECKED)}, or another format")
+    if any(set(entry) != {"bytes", "xxh3_128"} for entry in marker.get("files", {}).values()):
+        raise ValueError("its list of files is none")
+    if marker["format"] == FORMAT:
+        rest = {name: value for name, value in marker.items() if name != "xxh3_128"}
+        if _checksum(rest) != marker["xxh3_128"]:
+            raise ValueError("it has another checksum than when it was written")
+
+
+def _checksum(marker: dict[str, Any]) -> str:
+    """Of plain data, whatever the order of its keys."""
+    return xxhash.xxh3_128(json.dumps(marker, sort_keys=True).encode()).hexdigest()
 
 
 def check_whole(folder: Path, *, contents: bool = True) -> dict[str, Any]:

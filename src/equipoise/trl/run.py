@@ -278,6 +278,9 @@ def _model(settings: RunSettings, config: EquipoiseConfig) -> PreTrainedModel:
     model_code = config.trust_remote_code or bool(given.pop("trust_remote_code", False))
     model = load_model(settings.model, on_cpu=on_cpu, trust_remote_code=model_code, **given)
     config.model_init_kwargs = None  # used; TRL would warn that it cannot use them again
+    if not settings.use_peft and not any(p.requires_grad for p in model.parameters()):  # a saved adapter is frozen
+        how = "merge an adapter into its model first, or train a new one on it (use_peft)"
+        raise InputError(f"model {settings.model} has no parameter to train: {how}")
     return model
 
 
@@ -390,8 +393,8 @@ def _finish(trainer: EquipoiseTrainer, folder: Path) -> None:
             put(temporary, folder / MODEL_FOLDER)
     except (OSError, RuntimeError, SafetensorError) as error:
         cause = cause_of_failed_write(error, folder)
+        advice = f"once that is mended, continue with --resume {folder}"
+        raise InputError(f"{folder / MODEL_FOLDER} cannot be written: {cause}; {advice}") from error
+    finally:  # of an interruption too
         shutil.rmtree(temporary, ignore_errors=True)
-        raise InputError(
-            f"{folder / MODEL_FOLDER} cannot be written: {cause}; once that is mended, continue with --resume {folder}"
-        ) from error
     trainer.accelerator.wait_for_everyone()
