@@ -464,7 +464,8 @@ def steps(monkeypatch):
 def test_a_bar_that_moves_with_every_token_changes_nothing(ladder, steps, monkeypatch, own_seeds):
     settings = {"batch_size": 16, "ranks": EvaluationRanks(own_seeds=own_seeds)}
     plain = evaluate(*ladder, **settings)
-    assert steps[0].shown[-1] == 70 and not steps[0].tokens, "nobody watches: no step is told"
+    assert steps[0].shown[-1] == 70
+    assert not steps[0].tokens, "nobody watches: no step is told"
     state = torch.get_rng_state()
     monkeypatch.setattr("sys.stderr", Terminal())
     watched = evaluate(*ladder, **settings, progress=True)
