@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from datasets import Dataset
+from terminal import Terminal
 from trainer_setup import character_tokenizer, tiny_model
 
 from equipoise.cli import main
@@ -211,6 +212,44 @@ def test_vllm_by_a_stand_in(encoded):
     assert evaluation.pass_at[2]["mean"] == 1.0
     assert evaluation.truncated_fraction == 0.5
     assert evaluation.mean_entropy is None
+
+
+def test_vllm_tells_of_every_completion_that_has_ended(encoded, monkeypatch):
+    class Running(Engine):
+        """Draws its bars as vLLM does: over the requests that it takes, then over those that end."""
+
+        def generate(self, prompts, sampling_params, use_tqdm):
+            list(use_tqdm(prompts, desc="Rendering prompts"))
+            bar = use_tqdm(total=len(prompts), desc="Processed prompts", dynamic_ncols=True)
+            for _ in prompts:
+                bar.postfix = f"est. speed output: {3 / bar.format_dict['elapsed']:.2f} toks/s"
+                bar.update(1)
+            bar.close()
+            return super().generate(prompts, sampling_params, use_tqdm)
+
+    class Steps(resumable_evaluation.SamplingBar):
+        def step(self, tokens, completions):
+            told.append((tokens, completions))
+            super().step(tokens, completions)
+
+        def __init__(self, *args, **settings):
+            nonlocal watched
+            super().__init__(*args, **settings)
+            watched = self
+
+    watched, told = None, []
+    monkeypatch.setattr(resumable_evaluation, "SamplingBar", Steps)
+    settings = SETTINGS | {"num_samples": 2, "ks": (1, 2), "batch_size": 100}
+    plain = evaluate_in_batches(
+        VllmSampler(Engine(), SimpleNamespace, character_tokenizer(), 3), DATA, encoded, math_reward_of_text, **settings
+    )
+    monkeypatch.setattr("sys.stderr", Terminal())
+    sampler = VllmSampler(Running(), SimpleNamespace, character_tokenizer(), 3)
+    settings["progress"] = True
+    assert evaluate_in_batches(sampler, DATA, encoded, math_reward_of_text, **settings) == plain
+    assert [n for tokens, n in told if not tokens] == [*range(1, 8), *range(1, 15)]
+    assert sum(tokens for tokens, _ in told) == watched.num_tokens > 21
+    assert watched.completions == 21
 
 
 def math_reward_of_text(completions, answer, **columns):

@@ -84,6 +84,8 @@ def test_rollouts_are_whole_and_their_numbers_those_of_the_records(run):
         states = rollout["c"] if isinstance(rollout["c"], list) else [rollout["c"]] * 6
         assert states == own["clipped_low"].astype(int).tolist()
         assert rollout["prompt"].startswith("question")
+        assert rollout["question"] == rollout["prompt"]
+        assert rollout["answer"] == " ".join("".join(own["token"]).split())[:59] + "…" * (len(rollout["answer"]) == 60)
 
 
 def test_a_bounded_sample_holds_the_rollouts_that_moved_most(run, monkeypatch):

@@ -14,8 +14,11 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 
 from equipoise.diagnostics.estimators import bootstrap_interval, distinct_at_k
 from equipoise.errors import InputError
+from equipoise.models import evaluation as evaluation_module
 from equipoise.models.evaluation import evaluate_policy
+from equipoise.models.evaluation_ranks import EvaluationRanks
 from equipoise.models.warm_starts import ladder_tokenizer
+from equipoise.progress import SamplingBar
 from equipoise.tasks import ladder_reward, ladder_task
 
 
@@ -427,3 +430,51 @@ def test_an_empty_data_set_is_refused(ladder):
     model, tokenizer, dataset = ladder
     with pytest.raises(InputError, match="^the data set to evaluate on is empty$"):
         evaluate(model, tokenizer, dataset.select([]))
+
+
+class Steps(SamplingBar):
+    """A bar that notes what it is told."""
+
+    def __init__(self, *args, **settings):
+        self.tokens, self.shown, self.ended = [], [], []
+        super().__init__(*args, **settings)
+
+    def step(self, tokens, completions):
+        self.tokens.append(tokens)
+        super().step(tokens, completions)
+
+    def _show(self, completions):
+        self.shown.append(completions)
+        super()._show(completions)
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    bars = []
+
+    def bar(*args, **settings):
+        bars.append(Steps(*args, **settings))
+        return bars[-1]
+
+    monkeypatch.setattr(evaluation_module, "SamplingBar", bar)
+    return bars
+
+
+@pytest.mark.parametrize("own_seeds", [False, True])
+def test_a_bar_that_moves_with_every_token_changes_nothing(ladder, steps, monkeypatch, own_seeds):
+    settings = {"batch_size": 16, "ranks": EvaluationRanks(own_seeds=own_seeds)}
+    plain = evaluate(*ladder, **settings)
+    assert steps[0].shown[-1] == 70
+    assert not steps[0].tokens, "nobody watches: no step is told"
+    state = torch.get_rng_state()
+    monkeypatch.setattr("sys.stderr", Terminal())
+    watched = evaluate(*ladder, **settings, progress=True)
+    assert watched == plain
+    assert torch.equal(torch.get_rng_state(), state)
+    bar = steps[1]
+    best = [record["greedy"]["length"] for record in plain.samples]
+    lengths = best + [c["length"] for record in plain.samples for c in record["completions"]]
+    assert sum(bar.tokens) == sum(lengths)
+    assert len(bar.shown) > 3 * 5, "within each of the five batches"
+    assert bar.shown == sorted(bar.shown)
+    assert bar.shown[-1] == 70

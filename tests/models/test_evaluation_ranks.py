@@ -154,7 +154,7 @@ def test_the_bar_is_the_first_ranks(monkeypatch):
         shown[threading.current_thread()] = settings["shown"]
         return original(*args, **(settings | {"shown": False}))
 
-    original = evaluation.progress_bar
-    monkeypatch.setattr(evaluation, "progress_bar", bar)
+    original = evaluation.SamplingBar
+    monkeypatch.setattr(evaluation, "SamplingBar", bar)
     on_ranks(3, lambda ranks: evaluated(ranks, progress=True))
     assert sorted(shown.values()) == [False, False, True]

@@ -52,6 +52,26 @@ def test_a_few_rows_that_cannot_be_verified_are_left_out_and_listed(caplog):
         check_answers("math", rows, "d", unverifiable_golds="keep")
 
 
+def test_no_more_rows_are_looked_at_than_are_needed(monkeypatch, caplog):
+    tried = []
+    verdicts = VerifierPool.verdicts
+
+    def counted(self, texts, expected, **settings):
+        tried.extend(gold for golds in expected for gold in golds)
+        return verdicts(self, texts, expected, **settings)
+
+    monkeypatch.setattr(VerifierPool, "verdicts", counted)
+    rows = data("1", UNREADABLE, *map(str, range(3, 1001)))
+    kept = check_answers("math", rows, "d", still_needed=lambda good: 40 - len(good))
+    assert kept["answer"][:40] == check_answers("math", rows, "d")["answer"][:40]
+    assert "row 2" in caplog.text
+    tried.clear()
+    check_answers("math", rows, "d", still_needed=lambda good: 40 - len(good))
+    assert set(tried) == {"1", UNREADABLE, *map(str, range(3, 40 + 64 + 1))}, "40 rows, and 64 for the one that is bad"
+    with pytest.raises(InputError, match="row 2"):
+        check_answers("math", rows.select(range(90)), "d", still_needed=lambda good: 40 - len(good))
+
+
 def test_a_gold_that_loses_a_part_when_it_is_read_is_refused(monkeypatch):
     """As if a reader took the last number of everything: the gold is equal to itself, and to others as well."""
     original = VerifierPool.verdicts

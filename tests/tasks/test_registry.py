@@ -176,6 +176,21 @@ def test_a_local_file_as_a_task(tmp_path):
     assert len(named_task(f"data:{path}").train) == 20  # " 3 ?" is the content of "3?"
 
 
+def test_prompts_that_are_not_wanted_are_not_checked(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    rows = [(f"{i // 2}?", str(i)) for i in range(200)] + [("bad?", "(1,2")] * 50
+    path.write_text("".join(json.dumps({"prompt": p, "answer": a}) + "\n" for p, a in rows))
+    kept = named_task(f"data:{path}", reward="exact")
+    for only in (1, 7, 150, 1000):
+        few = named_task(f"data:{path}", reward="exact", only=only)
+        assert few.train[:only] == kept.train[:only], "the same prompts, first and all"
+    assert len(named_task(f"data:{path}", only=100).train) == 100, "an answer behind them is not looked at"
+    assert len(named_task(f"data:{path}?limit=100").train) == 100
+    for query, only in (("", None), ("", 201), ("?held_out=5", 5)):  # what is held out follows from all that there is
+        with pytest.raises(InputError, match="row 201"):
+            named_task(f"data:{path}{query}", only=only)
+
+
 @pytest.mark.parametrize(
     ("query", "message"),
     [

@@ -31,6 +31,7 @@ def test_without_keys_everything_is_measured_and_nothing_changed(loss_config):
 REFUSED = {
     "nearest key": ({"cliping": "balanced"}, ["cliping", "did you mean clipping"]),
     "a key of the other host": ({"replay_fraction": 0.5}, ["replay_fraction"]),
+    "samples that verl prints itself": ({"print_samples": 5}, ["print_samples"]),
     "a figure that verl's loggers do not take": ({"asymmetry_map_every": 5}, ["asymmetry_map_every"]),
     "out of range": ({"bapo_target_share": 1.5}, ["bapo_target_share", "1.5", "(0, 1)"]),
     "wrong type": ({"papo_strength": "much"}, ["papo_strength", "a number", "much"]),

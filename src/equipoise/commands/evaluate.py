@@ -187,6 +187,7 @@ def _held_out(name: str, chosen: str | None, options: EvaluateOptions) -> HeldOu
         reward=given.reward or keys.get("reward"),
         template=given.prompt_template or keys.get("prompt_template"),
         chat=given.chat or keys.get("chat", False),
+        only=sampling.prompts,
     )
     if task.environment_factory is not None:
         raise InputError(f"task {task.name} has episodes, which only a run evaluates (evaluate_every, held-out data)")

@@ -26,7 +26,7 @@ from equipoise.models.evaluation_ranks import EvaluationRanks, seed_of
 from equipoise.models.prompts import encoded_prompts
 from equipoise.models.randomness import seeded
 from equipoise.models.sampling import Completion, Sampler, evaluation_mode, rewards_of
-from equipoise.progress import progress_bar
+from equipoise.progress import SamplingBar
 from equipoise.tasks.rewards import MathReward, golds_of
 from equipoise.tasks.task import RewardFunction
 
@@ -143,7 +143,8 @@ def evaluate_policy(
     own = ranks.part(len(prompt_ids))
     seeds = [seed_of(seed, row, number) for row in own for number in range(num_samples)] if ranks.own_seeds else None
     sampler = Sampler(model, tokenizer, max_new_tokens, batch_size, ranks=ranks)
-    bar = progress_bar("evaluate", len(own) * (num_samples + greedy), "completion", shown=progress and ranks.rank == 0)
+    bar = SamplingBar("evaluate", len(own) * (num_samples + greedy), shown=progress and ranks.rank == 0)
+    sampler.watch = bar.watch
     with bar, evaluation_mode(model), seeded(seed):
         records = sample_records(
             sampler, dataset.select(own), [prompt_ids[row] for row in own], reward, num_samples, temperature, greedy,

@@ -14,7 +14,7 @@ from equipoise.errors import InputError, shortened
 from equipoise.files import refuse_other_than_own, write_at_once, writing
 from equipoise.models.evaluation import Evaluation, check_settings, sample_records, summary
 from equipoise.models.randomness import seeded
-from equipoise.progress import progress_bar
+from equipoise.progress import SamplingBar
 from equipoise.tasks.task import RewardFunction
 
 
@@ -57,7 +57,8 @@ def evaluate_in_batches(
     records = [] if samples is None else samples.begin(at_once, dataset, num_samples)
     begun = len(records)
     per_prompt = num_samples + 1
-    bar = progress_bar(name, len(prompt_ids) * per_prompt, "completion", done=begun * per_prompt, shown=progress)
+    bar = SamplingBar(name, len(prompt_ids) * per_prompt, done=begun * per_prompt, shown=progress)
+    sampler.watch = bar.watch
     with bar:
         for begin in range(begun, len(prompt_ids), at_once):
             rows = range(begin, min(begin + at_once, len(prompt_ids)))

@@ -8,9 +8,11 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
 
 from equipoise.errors import InputError
 from equipoise.models.evaluation_ranks import EvaluationRanks
+from equipoise.progress import SamplingBar
 from equipoise.tasks.task import RewardFunction
 
 
@@ -73,6 +75,34 @@ class RowNoise(LogitsProcessor):
         return scores.float() / self.temperature - noise.log()
 
 
+class StepsTold(BaseStreamer):
+    """Changes nothing, and tells a bar of every step of a batch: of its tokens, and of how much of it is done.
+
+    Args:
+        bar: that is told.
+        rows: of the batch.
+        most: tokens of a completion.
+        eos_ids: tokens that end one.
+    """
+
+    def __init__(self, bar: SamplingBar, rows: int, most: int, eos_ids: list[int]) -> None:
+        self.bar, self.most, self.eos_ids = bar, most, frozenset(eos_ids)
+        self.running, self.steps = set(range(rows)), -1
+
+    def put(self, value: Tensor) -> None:
+        """First the prompts, which count for nothing; then the next token of each row, [rows]."""
+        self.steps += 1
+        if self.steps == 0:
+            return
+        tokens, rows = value.tolist(), len(value)
+        sampled = len(self.running)
+        self.running = {row for row in self.running if tokens[row] not in self.eos_ids}
+        self.bar.step(sampled, rows - len(self.running) + len(self.running) * self.steps / self.most)
+
+    def end(self) -> None:
+        """Whoever asked for the completions says that they are done."""
+
+
 class Sampler:
     """Batches of completions of one model, in the order of their prompts.
 
@@ -83,7 +113,12 @@ class Sampler:
         batch_size: sequences at once.
         measures_entropy: note the entropy of sampled (not of greedy) completions.
         ranks: that sample at the same time; where they have to generate in step, all have to ask for completions.
+
+    Attributes:
+        watch: told of every step within a batch; None: nobody is.
     """
+
+    watch: SamplingBar | None = None
 
     def __init__(
         self,
@@ -128,8 +163,10 @@ class Sampler:
             generated, entropies = self._generate([prompt_ids[index] for index in batch], temperature, own_seeds)
             completions.update(zip(batch, map(self._completion, generated, entropies), strict=True))
             done(len(batch))
+        self.watch, watch = None, self.watch
         for _ in range(most - len(batches)):
             self._generate([[cast(int, self.pad_id)]], temperature, None if seeds is None else [0])
+        self.watch = watch
         return [completions[index] for index in range(len(prompt_ids))]
 
     def _generate(
@@ -147,7 +184,9 @@ class Sampler:
         processors = [] if recorder is None else [recorder]
         if seeds is not None and temperature is not None:
             processors, temperature = [*processors, RowNoise(seeds, temperature, device)], None
-        extra = {"logits_processor": LogitsProcessorList(processors)} if processors else {}
+        extra: dict[str, Any] = {"logits_processor": LogitsProcessorList(processors)} if processors else {}
+        if self.watch is not None:
+            extra["streamer"] = StepsTold(self.watch, len(prompt_ids), self.max_new_tokens, self.eos_ids)
         output = self.model.generate(
             input_ids=padded.to(device),
             attention_mask=mask.to(device),

@@ -3,12 +3,35 @@
 vLLM returns log-probs of single tokens, not the entropy of their distribution, so that entropy is not measured with it.
 """
 
+import functools
+import io
 import random
 from collections.abc import Callable
 from typing import Any
 
+from tqdm import tqdm
+
 from equipoise.errors import InputError
 from equipoise.models.sampling import Completion
+from equipoise.progress import SamplingBar
+
+
+class FinishedTold(tqdm):
+    """In the place of vLLM's own bar: draws nothing, and tells of the completions that have ended.
+
+    Args:
+        told: is told of so many more.
+        args: of tqdm, as are `settings`.
+    """
+
+    def __init__(self, told: Callable[[int], Any], *args: Any, **settings: Any) -> None:
+        self.told = told
+        super().__init__(*args, **(settings | {"file": io.StringIO()}))
+
+    def update(self, n: float | None = 1) -> bool | None:
+        """vLLM calls it with the completions of a request that has ended."""
+        self.told(int(n or 0))
+        return super().update(n)
 
 
 class VllmSampler:
@@ -19,7 +42,12 @@ class VllmSampler:
         parameters: `vllm.SamplingParams`.
         tokenizer: of the model.
         max_new_tokens: longest completion.
+
+    Attributes:
+        watch: told of the completions of a batch that have ended, and of the tokens at its end; None: nobody is.
     """
+
+    watch: SamplingBar | None = None
 
     def __init__(self, engine: Any, parameters: Callable[..., Any], tokenizer: Any, max_new_tokens: int) -> None:
         self.engine, self.parameters, self.tokenizer = engine, parameters, tokenizer
@@ -40,11 +68,27 @@ class VllmSampler:
         settings = [self._settings(temperature, draw.getrandbits(31)) for _ in prompt_ids]
         prompts = [{"prompt_token_ids": ids} for ids in prompt_ids]
         try:
-            outputs = self.engine.generate(prompts, sampling_params=settings, use_tqdm=False)
+            outputs = self.engine.generate(prompts, sampling_params=settings, use_tqdm=self._told())
         except Exception as error:  # prompts longer than the model's context, models that its kernels do not take
             raise InputError(f"vLLM cannot sample: {_one_line(error)}") from error
+        completions = [self._completion(output.outputs[0]) for output in outputs]
+        if self.watch is not None:
+            self.watch.step(sum(len(completion.ids) for completion in completions), len(completions))
         done(len(prompt_ids))
-        return [self._completion(output.outputs[0]) for output in outputs]
+        return completions
+
+    def _told(self) -> Any:
+        """What vLLM makes its bar of; False for none."""
+        if self.watch is None:
+            return False
+        ended, step = 0, self.watch.step
+
+        def told(count: int) -> None:
+            nonlocal ended
+            ended += count
+            step(0, ended)
+
+        return functools.partial(FinishedTold, told)
 
     def _settings(self, temperature: float | None, seed: int) -> Any:
         return self.parameters(

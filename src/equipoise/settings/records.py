@@ -19,6 +19,12 @@ class RecordSettings:
     record_tokens_fraction: float = field(
         default=1.0, metadata={"help": "Share of the samples that are recorded, whole, in (0, 1]."}
     )
+    print_samples: int = field(
+        default=0,
+        metadata={
+            "help": "Print a few samples (prompt, completion, reward, shortened) on stdout every N updates; 0: never."
+        },
+    )
     asymmetry_map_every: int = field(
         default=0,
         metadata={
@@ -36,7 +42,7 @@ class RecordSettings:
         Raises:
             ValueError: naming the key, the rule and the value.
         """
-        for name in ("record_tokens", "asymmetry_map_every"):
+        for name in ("record_tokens", "print_samples", "asymmetry_map_every"):
             require(name, getattr(self, name), ">= 0", getattr(self, name) >= 0)
         fraction = self.record_tokens_fraction
         require("record_tokens_fraction", fraction, "in (0, 1]", 0 < fraction <= 1)

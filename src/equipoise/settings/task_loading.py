@@ -62,7 +62,14 @@ def _held_out(settings: RunSettings, task: Task, name: str) -> Task:
     return joined
 
 
-def evaluation_task(name: str, *, reward: str | None = None, template: str | None = None, chat: bool = False) -> Task:
+def evaluation_task(
+    name: str,
+    *,
+    reward: str | None = None,
+    template: str | None = None,
+    chat: bool = False,
+    only: int | None = None,
+) -> Task:
     """A task to evaluate on: the reward is for data of the user, other tasks have verifiers of their own.
 
     Args:
@@ -70,11 +77,12 @@ def evaluation_task(name: str, *, reward: str | None = None, template: str | Non
         reward: of the run, or of the flags; None: "math".
         template: around every prompt.
         chat: make text prompts messages of the user.
+        only: so many prompts will be taken, the first: as `named_task`.
 
     Raises:
         InputError: as `named_task`.
     """
-    return named_task(name, reward=reward if is_own_data(name) else None, template=template, chat=chat)
+    return named_task(name, reward=reward if is_own_data(name) else None, template=template, chat=chat, only=only)
 
 
 def _reads(verifier: RewardFunction, rows: Dataset) -> bool:

@@ -1,7 +1,7 @@
 """The self-test of a data set: before training, every expected answer must be one that the reward accepts."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, get_args
 
 from datasets import Dataset
@@ -20,10 +20,17 @@ MAX_DROPPED_FRACTION = 0.01  # of the rows: where more answers cannot be verifie
 NUM_SHOWN = 5  # rows in a message that refuses
 NUM_LISTED = 50  # rows in the list of those that are dropped
 NUM_TRIED = 256  # answers tried with a function of the user
+LEAST_MORE = 64  # rows looked at next, where those before were not enough
 
 
 def check_answers(
-    reward: str, dataset: Dataset, source: str, *, unverifiable_golds: str = "drop", progress: bool = True
+    reward: str,
+    dataset: Dataset,
+    source: str,
+    *,
+    unverifiable_golds: str = "drop",
+    progress: bool = True,
+    still_needed: Callable[[Dataset], int] | None = None,
 ) -> Dataset:
     r"""The rows whose answers the reward can verify; looked at before training.
 
@@ -40,6 +47,8 @@ def check_answers(
         unverifiable_golds: "drop" leaves rows out whose answer cannot be verified, up to `MAX_DROPPED_FRACTION` of
             them, and lists them in one line; "refuse" refuses the data.
         progress: show a bar on stderr where it takes long.
+        still_needed: how many rows more are needed beside those that were found good; rows after them are neither
+            looked at nor returned. None: all are.
 
     Returns:
         The data set, or what is left of it.
@@ -51,19 +60,36 @@ def check_answers(
     if unverifiable_golds not in get_args(Unverifiable):
         raise InputError(f"unverifiable_golds must be one of drop, refuse, got {unverifiable_golds!r}")
     name = verifier_name(reward)
+    total, looked_at, found = len(dataset), 0, {}
+    for part in _parts(dataset, still_needed, found):
+        if name == "math":
+            found |= _unverifiable(part, progress, first=looked_at + 1)
+        looked_at += len(part)
+    dataset = dataset if looked_at == total else dataset.select(range(looked_at))
     if name == "math":
-        found = _unverifiable(dataset, progress)
-        return _without(dataset, found, source, unverifiable_golds) if found else dataset
+        return _without(dataset, found, source, unverifiable_golds, total) if found else dataset
     _check_not_empty(dataset, source)
     if name != "exact":
         _try_function(reward, dataset, source)
     return dataset
 
 
-def _unverifiable(dataset: Dataset, progress: bool) -> dict[int, tuple[str, str]]:
-    """Row (from 1) -> (answer, why it cannot be verified), in order."""
+def _parts(dataset: Dataset, still_needed: Callable[[Dataset], int] | None, found: dict) -> Iterator[Dataset]:
+    """Rows to look at, one part after the other, until enough of them are not among those `found` to be bad."""
+    begin, count = 0, len(dataset) if still_needed is None else still_needed(dataset.select([]))
+    while begin < len(dataset) and count > 0:
+        end = min(begin + count, len(dataset))
+        yield dataset.select(range(begin, end)) if (begin, end) != (0, len(dataset)) else dataset
+        begin = end
+        if still_needed is not None and begin < len(dataset):
+            missing = still_needed(dataset.select([row for row in range(begin) if row + 1 not in found]))
+            count = max(missing, LEAST_MORE) if missing > 0 else 0
+
+
+def _unverifiable(dataset: Dataset, progress: bool, first: int = 1) -> dict[int, tuple[str, str]]:
+    """Row (the first has the number `first`) -> (answer, why it cannot be verified), in order."""
     rows: dict[str, list[int]] = {}
-    for row, answer in enumerate(dataset["answer"], start=1):
+    for row, answer in enumerate(dataset["answer"], start=first):
         for gold in golds_of(answer):
             rows.setdefault(gold, []).append(row)
     golds = list(rows)
@@ -94,9 +120,12 @@ def _reason(verdict: Verdict) -> str:
     return f"it is not accepted as an answer to itself: {verdict.reason or verdict.outcome}"
 
 
-def _without(dataset: Dataset, found: dict[int, tuple[str, str]], source: str, unverifiable_golds: str) -> Dataset:
-    if unverifiable_golds == "refuse" or len(found) > MAX_DROPPED_FRACTION * len(dataset):
-        _refuse(source, found, len(dataset), unverifiable_golds)
+def _without(
+    dataset: Dataset, found: dict[int, tuple[str, str]], source: str, unverifiable_golds: str, total: int
+) -> Dataset:
+    """The rows that are not among those found; `total` is of the whole data set, of which a part was looked at."""
+    if unverifiable_golds == "refuse" or len(found) > MAX_DROPPED_FRACTION * total:
+        _refuse(source, found, total, unverifiable_golds)
     listed = "; ".join(f"row {row} {shortened(gold)} ({why})" for row, (gold, why) in list(found.items())[:NUM_LISTED])
     logger.warning(
         '%s: %d of %d rows are left out, as the reward "math" cannot verify their answers: %s.',

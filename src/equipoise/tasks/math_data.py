@@ -56,7 +56,9 @@ MATH_DATA = {
 }
 
 
-def math_task(name: str, parameters: Mapping[str, Any], *, reward: str = "math", chat: bool = False) -> Task:
+def math_task(
+    name: str, parameters: Mapping[str, Any], *, reward: str = "math", chat: bool = False, only: int | None = None
+) -> Task:
     """A data set of the table, or of `data:PATH_OR_HUB_ID`, checked answer by answer before training.
 
     Args:
@@ -66,6 +68,8 @@ def math_task(name: str, parameters: Mapping[str, Any], *, reward: str = "math",
             "seed" (of that choice), "unverifiable_golds" ("drop" or "refuse", as `check_answers` takes it).
         reward: as `reward_function` takes it.
         chat: make text prompts messages of the user.
+        only: so many prompts are wanted, the first, to evaluate on: no more answers are checked than that takes, which
+            is all of them where a part is held out, since that depends on how many there are. None: all are wanted.
 
     Returns:
         A task. Of a data set of the table, prompts that occur more than once (by content) are kept once; of the user's
@@ -98,10 +102,14 @@ def math_task(name: str, parameters: Mapping[str, Any], *, reward: str = "math",
         )
         if known.list_literals:
             examples = _with_listed_answers(examples, path)
-        checked = check_answers(reward, examples, path, unverifiable_golds=unverifiable_golds)
-        examples = _unique(checked, whole_rows=name.startswith("data:"))
-        if limit:
-            examples = examples.select(range(min(limit, len(examples))))
+        whole_rows = name.startswith("data:")
+        most = min(limit or len(examples), len(examples) if only is None or held_out else only)
+        checked = check_answers(
+            reward, examples, path, unverifiable_golds=unverifiable_golds,
+            still_needed=lambda good: most - len(_unique(good, whole_rows=whole_rows)),
+        )  # fmt: skip
+        examples = _unique(checked, whole_rows=whole_rows)
+        examples = examples.select(range(min(most, len(examples))))
         train, tested = _split(examples, held_out, seed)
         if tested is not None:
             train = without_held_out(train, tested, name)

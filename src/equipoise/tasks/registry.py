@@ -40,7 +40,13 @@ def check_task_name(text: str) -> None:
 
 
 def named_task(
-    text: str, *, reward: str | None = None, template: str | None = None, chat: bool = False, seed: int = 0
+    text: str,
+    *,
+    reward: str | None = None,
+    template: str | None = None,
+    chat: bool = False,
+    seed: int = 0,
+    only: int | None = None,
 ) -> Task:
     """The task of that name, or the mixture of several.
 
@@ -50,6 +56,7 @@ def named_task(
         template: as `prompt_template` takes it, put around every prompt.
         chat: make text prompts messages of the user, for the chat template of the model.
         seed: of the mixture.
+        only: of a single task, as `math_task` takes it: there may be more prompts all the same.
 
     Raises:
         InputError: an unknown task (the nearest names), wrong parameters, or whatever its data are refused for.
@@ -59,7 +66,7 @@ def named_task(
         _check_name(term)
     if reward is not None and not any(map(_takes_reward, terms)):
         raise InputError(f"task {text} has a reward of its own: leave reward out, got {reward!r}")
-    tasks = [_loaded(term, reward or "math", chat) for term in terms]
+    tasks = [_loaded(term, reward or "math", chat, only if len(terms) == 1 else None) for term in terms]
     task = tasks[0] if len(tasks) == 1 else mixture(tasks, [term.weight for term in terms], seed=seed)
     return task if template is None else templated(task, template)
 
@@ -134,10 +141,10 @@ def _takes_reward(term: Term) -> bool:
     return term.name in MATH_DATA or term.name.startswith("data:")
 
 
-def _loaded(term: Term, reward: str, chat: bool) -> Task:
+def _loaded(term: Term, reward: str, chat: bool, only: int | None) -> Task:
     prefix, _, rest = term.name.partition(":")
     if _takes_reward(term):
-        return math_task(term.name, term.parameters, reward=reward, chat=chat)
+        return math_task(term.name, term.parameters, reward=reward, chat=chat, only=only)
     if prefix == "reasoning_gym":
         task = reasoning_gym_task(rest, term.parameters)
         return _as_chat(task) if chat else task

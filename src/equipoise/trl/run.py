@@ -68,6 +68,7 @@ logger = logging.getLogger("equipoise")
 RESUMABLE_CHANGES = {
     "max_steps", "num_train_epochs", "save_steps", "save_total_limit", "report_to", "disable_tqdm", "output_dir",
     "dataloader_num_workers", "log_completions", "run_name", "record_tokens", "record_tokens_fraction", "hub_token",
+    "print_samples",
 }  # fmt: skip
 
 

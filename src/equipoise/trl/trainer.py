@@ -33,6 +33,7 @@ from equipoise.trl.config import EquipoiseConfig
 from equipoise.trl.episodes import transcript
 from equipoise.trl.off_policy_rollouts import OffPolicyRollouts
 from equipoise.trl.own_methods import CLIPPED_LOSSES
+from equipoise.trl.printed_samples import PrintedSamples
 from equipoise.trl.ranks import accelerator_ranks
 from equipoise.trl.resumable import ResumableTrainer
 from equipoise.trl.reward_checks import check_rewards, without_noise
@@ -86,6 +87,10 @@ class EquipoiseTrainer(ResumableTrainer):
         )
         if self.asymmetry_map is not None:
             self.add_callback(self.asymmetry_map)
+        self._printed: PrintedSamples | None = None
+        if args.print_samples and self.accelerator.is_main_process:
+            self._printed = PrintedSamples(args.print_samples, self._tokenizer, self.num_generations)
+            self.add_callback(self._printed)
         self._turns = Turns(self)
         self._update: Update | None = None
         self._rollout_step = 0  # the policy version, in updates, that sampled the rollout batch in use
@@ -115,6 +120,8 @@ class EquipoiseTrainer(ResumableTrainer):
         if training:
             for name, value in (self.off_policy.metrics if self.off_policy else {}).items():
                 self._metrics["train"][METRIC_PREFIX + name].append(value)
+            if self._printed is not None:
+                self._printed.observe(batch, self._rewards, self.reward_weights)
             if self._recording is not None:
                 batch |= self._recording.samples(batch, self._rewards, self.reward_weights, self._step)
         return batch

@@ -32,7 +32,7 @@ never apply."""
 _HOSTS = {"epsilon": "clip_ratio_low", "epsilon_high": "clip_ratio_high"}
 """Keys of TRL in presets, and where verl has the same (actor_rollout_ref.actor)."""
 
-_TRL_ONLY = ("asymmetry_map_every",)
+_TRL_ONLY = ("asymmetry_map_every", "print_samples")
 
 
 @dataclass

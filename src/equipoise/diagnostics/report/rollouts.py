@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from equipoise.diagnostics.previews import answer_of, beginning, ending, question_of
 from equipoise.diagnostics.records import RecordFiles, RecordsError
 from equipoise.diagnostics.report.rows import NEEDED, NO_VERSION, RowReader, Rows, row_groups
 from equipoise.diagnostics.report.tokens import Segments
@@ -13,6 +14,9 @@ MOST_UPDATES = 24
 MOST_TOKENS_OF_A_ROLLOUT = 1500
 LEAST_COST = 20
 """Tokens that a shorter rollout counts for: it has a prompt and numbers of its own."""
+
+PREVIEW_TOKENS, PREVIEW = 40, 60
+"""Tokens of a completion that are looked at for a preview, and characters that question and answer have in it."""
 
 SHOWN = ("token_id", "prompt", "old_logprob", "behavior_logprob")
 """Columns of a rollout on the page beside those that are summed."""
@@ -40,8 +44,9 @@ def sampled_rollouts(
     wanted = np.isin(rollout, chosen)
     pieces = {name: values[wanted] for name, values in segments.table().items()}
     parts = _parts(files, pieces, rollout[wanted], vocabulary)
+    texts = list(vocabulary)
     return [
-        _rollout(parts[i], change=float(table["change"][i]), expanding=float(table["expanding"][i]))
+        _rollout(parts[i], change=float(table["change"][i]), expanding=float(table["expanding"][i]), texts=texts)
         for i in chosen.tolist()
         if i in parts
     ]
@@ -123,7 +128,7 @@ def _columns(rows: Rows, span: slice, vocabulary: dict[str, int]) -> dict[str, A
     return columns
 
 
-def _rollout(parts: list[dict[str, Any]], change: float, expanding: float) -> dict[str, Any]:
+def _rollout(parts: list[dict[str, Any]], change: float, expanding: float, texts: list[str]) -> dict[str, Any]:
     """One rollout for the page: short names, few digits, a single number where all tokens share it."""
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     order = np.argsort(columns["position"], kind="stable")
@@ -142,6 +147,8 @@ def _rollout(parts: list[dict[str, Any]], change: float, expanding: float) -> di
         "group": int(columns["group"][0]),
         "reward": _shared(columns["reward"][:1]),
         "prompt": prompts[0] if prompts else None,
+        "question": ending(question_of(prompts[0]), PREVIEW) if prompts else None,
+        "answer": beginning(answer_of(texts[i] for i in columns["token"][:PREVIEW_TOKENS].tolist()), PREVIEW),
         "tokens": tokens,
         "change": _digits([change])[0],
         "expanding": _digits([expanding])[0],

@@ -133,7 +133,7 @@ function listItem(rollout) {
   const chosen = keyOf(rollout) === CHOSEN.view.selected;
   return el("li", { role: "option", "aria-selected": String(chosen), "data-key": keyOf(rollout), onclick: () => selectRollout(keyOf(rollout)) },
     el("span", {}, `update ${rollout.update} · reward ${number(rollout.reward)}`), el("span", { class: "change " + (rollout.change > 0 ? "up" : "down") }, signed(rollout.change)),
-    el("span", { class: "snippet" }, `${rollout.prompt ? rollout.prompt.slice(-40) + " → " : ""}${rollout.t.slice(0, 30).map((t) => DATA.vocabulary[t]).join(" ")}`));
+    el("span", { class: "snippet" }, `${rollout.question ? rollout.question + " → " : ""}${rollout.answer}`));
 }
 
 const MOST_LISTED = 200;
