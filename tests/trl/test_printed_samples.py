@@ -8,7 +8,7 @@ from resume_setup import SETTINGS
 from trainer_setup import character_tokenizer, digit_reward, prompts, trainer
 
 from equipoise.trl.printed_samples import NUM_PRINTED, PrintedSamples
-from equipoise.trl.run import RESUMABLE_CHANGES
+from equipoise.trl.resuming import RESUMABLE_CHANGES
 
 pytestmark = pytest.mark.slow
 

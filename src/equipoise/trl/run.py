@@ -3,7 +3,6 @@
 # pyright: reportOptionalMemberAccess=false, reportArgumentType=false, reportOptionalOperand=false
 # (transformers types what a trainer holds as optional, or as one of many kinds)
 
-import dataclasses
 import functools
 import importlib.metadata
 import json
@@ -21,7 +20,6 @@ import torch
 from datasets import Dataset
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, PrinterCallback, ProgressCallback
-from trl.trainer.grpo_config import GRPOConfig
 
 import equipoise
 from equipoise.diagnostics.run_folder import (
@@ -42,13 +40,12 @@ from equipoise.models.evaluation import evaluate_policy
 from equipoise.models.loading import load_model, load_tokenizer, lora_config, template_settings
 from equipoise.models.prompts import check_prompts
 from equipoise.paths import cause_of_failed_write, check_path
-from equipoise.redaction import is_redacted, redacted, redacted_words
-from equipoise.settings.reading import read_yaml, written_keys
+from equipoise.redaction import redacted, redacted_words
+from equipoise.settings.reading import written_keys
 from equipoise.settings.run import RunSettings
 from equipoise.settings.task_loading import load_task
 from equipoise.tasks import RewardFunction, Task
 from equipoise.tasks.environments import EpisodeReward
-from equipoise.trl import checkpoints
 from equipoise.trl.beginning import Beginning
 from equipoise.trl.callbacks import HeldOutEvaluation, MetricsRecorder, ProgressBar
 from equipoise.trl.checkpoints import check_whole, set_later_aside
@@ -57,20 +54,12 @@ from equipoise.trl.endings import told
 from equipoise.trl.episodes import evaluate_episodes
 from equipoise.trl.keys import build, read_config, with_secrets
 from equipoise.trl.ranks import evaluation_ranks
+from equipoise.trl.resuming import check_changes, former_defaults, unpickled
 from equipoise.trl.sharding import ready_to_generate
 from equipoise.trl.stopping import Stopping
 from equipoise.trl.trainer import EquipoiseTrainer
 
 logger = logging.getLogger("equipoise")
-
-# What may differ when a run is resumed: how it is watched and stored, and how long it goes on. Anything else would make
-# it another run.
-RESUMABLE_CHANGES = {
-    "max_steps", "num_train_epochs", "save_steps", "save_total_limit", "report_to", "disable_tqdm", "output_dir",
-    "dataloader_num_workers", "log_completions", "run_name", "record_tokens", "record_tokens_fraction", "hub_token",
-    "print_samples",
-}  # fmt: skip
-
 
 DEFAULT_LENGTH = 512
 """Up to which completions are not held against the positions of a model: defaults are not the user's doing."""
@@ -155,16 +144,16 @@ def resume(
     """
     folder, checkpoint = run_and_checkpoint(folder)
     values = run_settings(folder)
-    _check_changes(folder, values, changes)
+    check_changes(folder, values, changes)
     checkpoint = checkpoint or latest_checkpoint(folder)
     if checkpoint is None:
         raise InputError(f"run folder {folder} has no complete checkpoint to resume from; remove it and start again")
-    code = [*named_code(values), *_unpickled(checkpoint)]
+    code = [*named_code(values), *unpickled(checkpoint)]
     require_trust(folder, code, given=[*named_code(changes), *named_code(given or {})], trusted=trusted)
     check_whole(checkpoint, contents=False)  # before the model is loaded; the trainer compares the contents
     values = with_secrets(values | changes, str(folder / CONFIG_FILE)) | {"output_dir": str(folder)}
     settings, config = build(values)
-    former = _former_defaults(folder, values, config)
+    former = former_defaults(folder, values, config)
     if former:
         settings, config = build(values | former)
     beginning = Beginning()
@@ -186,35 +175,6 @@ def _train(trainer: EquipoiseTrainer, checkpoint: Path | None, beginning: Beginn
     trainer.accelerator.wait_for_everyone()
     with stopping.watching(), beginning.failing_in_one_line():
         trainer.train(None if checkpoint is None else str(checkpoint))
-
-
-def _check_changes(folder: Path, values: dict[str, Any], changes: dict[str, Any]) -> None:
-    for key, value in changes.items():
-        is_same = value == values.get(key) or (is_redacted(values.get(key)) and redacted(value, key) == values[key])
-        if key not in RESUMABLE_CHANGES and not is_same:
-            shown, had = redacted(value, key), redacted(values.get(key), key)
-            raise InputError(
-                f"flag --{key}={shown!r} would make {folder} another run (it has {had!r}); "
-                f"start one with another --output_dir"
-            )
-
-
-def _unpickled(checkpoint: Path) -> list[str]:
-    """What the host reads of a checkpoint as pickles, which may hold code: the parts of sharded ones."""
-    sharding = checkpoints.sharding_of(checkpoint)
-    return [] if sharding is None else [f"pickles in {checkpoint.name}, as {sharding} reads them"]
-
-
-def _former_defaults(folder: Path, values: dict[str, Any], config: EquipoiseConfig) -> dict[str, Any]:
-    """Keys of equipoise that were not given and had another default, or preset, in the version that began the run."""
-    if not (folder / RESOLVED_FILE).is_file():
-        return {}
-    then, now = read_yaml(folder / RESOLVED_FILE), json.loads(config.to_json_string())
-    own = {f.name for f in dataclasses.fields(EquipoiseConfig)} - {f.name for f in dataclasses.fields(GRPOConfig)}
-    former = {name: then[name] for name in own if name in then and name not in values and then[name] != now[name]}
-    for name, value in sorted(former.items()):
-        logger.warning("%s began with %s=%r and keeps it; now the default is %r.", folder, name, value, now[name])
-    return former
 
 
 def run_settings(folder: Path) -> dict[str, Any]:
