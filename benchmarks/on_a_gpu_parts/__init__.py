@@ -33,7 +33,7 @@ PARTS = {
     "real-model": Part("real_model", "a few updates of a chat task with the model of --model", 60, 25),
     "sampling": Part("sampling", "sampling for an evaluation, shape of Qwen2.5-0.5B", 40, 25),
 }
-"""Their longest times add up to 520 s; an H100 is expected to need about 420 of them, and --minutes holds either way."""
+"""Their longest times add up to 520 s; an H100 should need about 420 of them, and --minutes holds either way."""
 
 
 def measure(name: str, figures, plan) -> None:

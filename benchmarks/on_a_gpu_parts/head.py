@@ -13,8 +13,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from on_a_gpu_parts import spread
 from token_statistics_contenders import CONTENDERS, FLOOR, NEEDS, Problem
+
+from on_a_gpu_parts import spread
 
 SHAPES = [(8192, 4096, 151_936), (8192, 896, 151_936), (8192, 576, 49_152)]
 SMALL_SHAPES = [(64, 32, 512), (64, 16, 257)]

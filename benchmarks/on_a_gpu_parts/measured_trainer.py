@@ -5,9 +5,10 @@ import time
 from typing import Any
 
 import torch
+from transformers import TrainerCallback
+
 from on_a_gpu_parts.step_shapes import Shape, completions
 from on_a_gpu_parts.syncs import SyncCounter
-from transformers import TrainerCallback
 
 UPDATES_PER_ROLLOUT = 4
 

@@ -24,7 +24,7 @@ def measure(figures, plan) -> None:
             figures.add(**{name: entry[name] for name in WANTED if name in entry})
 
 
-WANTED = ("step", "step_time", "reward", "entropy", "completions/mean_length", "num_tokens", "grad_norm",
+WANTED = ("step_time", "reward", "entropy", "completions/mean_length", "num_tokens", "grad_norm",
           "equipoise/entropy", "equipoise/bounds_high")  # fmt: skip
 
 

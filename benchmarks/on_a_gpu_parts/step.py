@@ -13,6 +13,7 @@ import time
 from typing import Any, NamedTuple
 
 import torch
+
 from on_a_gpu_parts import spread, step_shapes
 from on_a_gpu_parts.measured_trainer import UPDATES_PER_ROLLOUT, Clock, measured
 from on_a_gpu_parts.syncs import SyncCounter
@@ -175,7 +176,7 @@ def rows_of(rounds: list[dict], shape) -> list[dict[str, Any]]:
             "rollout_seconds": spread.of([x for run in runs for x in run.rollout_seconds]),
             "to_trl": ratios(pairs),
             "peak_mb": runs[-1].peak_mb,
-            "peak_to_trl": round(pairs[-1][0].peak_mb / pairs[-1][1].peak_mb, 4) if pairs and runs[-1].peak_mb else None,
+            "peak_to_trl": peak_ratio(pairs),
             **waits(runs[0].syncs),
             "updates": sum(len(run.seconds) for run in runs),
         })  # fmt: skip
@@ -187,6 +188,11 @@ def ratios(pairs: list[tuple[Run, Run]]) -> dict[str, float] | None:
         return None
     ours, theirs = ([x for pair in pairs for x in pair[side].seconds] for side in (0, 1))
     return spread.of_ratios(ours, theirs)
+
+
+def peak_ratio(pairs: list[tuple[Run, Run]]) -> float | None:
+    peaks = [(ours.peak_mb, theirs.peak_mb) for ours, theirs in pairs if ours.peak_mb and theirs.peak_mb]
+    return round(max(a / b for a, b in peaks), 4) if peaks else None
 
 
 def waits(syncs: SyncCounter | None) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def of_part(name: str, figures: dict[str, Any]) -> list[str]:
     own: Callable[[list[dict[str, Any]]], str] = {"head": of_head, "step": of_step}.get(module, plain)
     sections = [own(rows)] if rows else []
     sections += [places(row) for row in rows if row.get("sync_places")]
-    return sections + ["\n".join(f"- {note}" for note in figures.get("notes", []))]
+    return [*sections, "\n".join(f"- {note}" for note in figures.get("notes", []))]
 
 
 def settings(parts: dict[str, dict[str, Any]]) -> list[str]:
@@ -43,7 +43,8 @@ def in_words(setting: dict[str, Any]) -> str:
     changes = {True: " with changes", False: "", None: " (whether there were changes is not known)"}[setting["dirty"]]
     driver = f", driver {setting['driver']}, CUDA {setting['cuda']}" if "driver" in setting else ""
     small = "; **tiny shapes, no figures of anything**" if setting["small"] else ""
-    return f"{setting['device']}{driver}, Python {setting['python']}, {versions}; commit {setting['commit']}{changes}{small}."
+    code = f"commit {setting['commit']}{changes}, sources {setting['sources']}"
+    return f"{setting['device']}{driver}, Python {setting['python']}, {versions}; {code}{small}."
 
 
 def table_of_parts(parts: dict[str, dict[str, Any]]) -> str:

@@ -10,10 +10,11 @@ import sys
 import tomllib
 from pathlib import Path
 
-from on_a_gpu_parts.records import ROOT
 from pip._vendor.packaging.requirements import Requirement
 from pip._vendor.packaging.tags import sys_tags
 from pip._vendor.packaging.utils import canonicalize_name, parse_wheel_filename
+
+from on_a_gpu_parts.records import ROOT
 
 NEVER = {"torch", "triton"}
 
