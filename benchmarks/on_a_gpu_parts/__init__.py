@@ -36,6 +36,10 @@ PARTS = {
 """Their longest times add up to 520 s; an H100 should need about 420 of them, and --minutes holds either way."""
 
 
+OURS, LIGER, TRL = "equipoise", "Liger, fused linear scaled cross entropy", "TRL"
+"""Names in tables that targets are about. Here because the summary is written without torch."""
+
+
 def measure(name: str, figures, plan) -> None:
     """Run a part in this process."""
     importlib.import_module(f"on_a_gpu_parts.{PARTS[name].module}").measure(figures, plan)

@@ -15,15 +15,11 @@ from typing import Any
 import torch
 from token_statistics_contenders import CONTENDERS, FLOOR, NEEDS, Problem
 
-from on_a_gpu_parts import spread
+from on_a_gpu_parts import LIGER, OURS, spread
 
 SHAPES = [(8192, 4096, 151_936), (8192, 896, 151_936), (8192, 576, 49_152)]
 SMALL_SHAPES = [(64, 32, 512), (64, 16, 257)]
-OURS, LIGER, TRL_CHUNKED = (
-    "equipoise",
-    "Liger, fused linear scaled cross entropy",
-    "TRL, ChunkedLogProb, its optional sums",
-)
+TRL_CHUNKED = "TRL, ChunkedLogProb, its optional sums"
 TRL_WHOLE, VERL_WHOLE = "TRL, selective_log_softmax_and_entropy", "torch, as verl's logprobs and entropy"
 ABSENT = "is not installed"
 MODES = ("trained", "frozen", "forward")
@@ -42,7 +38,10 @@ class Task(Problem):
 
     def gradients(self, logprob, *inputs):
         wanted = [x for x in inputs if x.requires_grad]
-        return super().gradients(logprob, *wanted) if wanted else ()
+        if not wanted:
+            self.logprob = logprob.detach()
+            return ()
+        return super().gradients(logprob, *wanted)
 
 
 def trl_whole(problem):

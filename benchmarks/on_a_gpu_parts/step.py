@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from on_a_gpu_parts import spread, step_shapes
+from on_a_gpu_parts import TRL, spread, step_shapes
 from on_a_gpu_parts.measured_trainer import UPDATES_PER_ROLLOUT, Clock, measured
 from on_a_gpu_parts.syncs import SyncCounter
 
@@ -22,7 +22,6 @@ BALANCED = {"clipping": "balanced"}
 PAPO = BALANCED | {"polarity": "papo", "papo_warmup_updates": 1}
 RECORDS = PAPO | {"record_tokens": 1}
 LAGGED = {"bapo_scope": "lagged"}
-TRL = "TRL"
 
 
 class Variant(NamedTuple):

@@ -3,8 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from on_a_gpu_parts.head import LIGER, OURS
-from on_a_gpu_parts.step import TRL
+from on_a_gpu_parts import LIGER, OURS, TRL
 
 EVERYTHING, LAGGED = "balanced, papo, records", "balanced, papo, records, lagged"
 
@@ -20,7 +19,9 @@ class Target(NamedTuple):
 
 def targets(parts: dict[str, dict[str, Any]]) -> list[Target]:
     """Of all parts that have the figures."""
-    found = list(of_head(rows(parts, "head")))
+    versions = parts.get("head", {}).get("setting", {}).get("versions", {})
+    liger = "Liger" if versions.get("nvidia-cutlass-dsl", "absent") != "absent" else "Liger without its Hopper kernels"
+    found = list(of_head(rows(parts, "head"), liger))
     for name in ("step-0.5b", "step-1.5b"):
         found += of_step(name, rows(parts, name))
     return found
@@ -30,12 +31,12 @@ def rows(parts: dict[str, dict[str, Any]], name: str) -> list[dict[str, Any]]:
     return parts.get(name, {}).get("figures", {}).get("rows", [])
 
 
-def of_head(table: list[dict[str, Any]]) -> Iterator[Target]:
+def of_head(table: list[dict[str, Any]], liger: str) -> Iterator[Target]:
     for row in table:
         if (row["contender"], row["mode"]) == (LIGER, "trained") and row["to_equipoise"]:
             shape = f"({row['tokens']}, {row['hidden']}, {row['vocabulary']})"
             ratio = round(1 / row["to_equipoise"]["median"], 4)
-            yield Target(f"{OURS} / Liger, trained head, {shape}", "< 1", ratio, ratio < 1)
+            yield Target(f"{OURS} / {liger}, trained head, {shape}", "< 1", ratio, ratio < 1)
 
 
 def of_step(part: str, table: list[dict[str, Any]]) -> Iterator[Target]:
