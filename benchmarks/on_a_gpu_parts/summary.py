@@ -24,7 +24,10 @@ def summary(parts: dict[str, dict[str, Any]]) -> str:
 def of_part(name: str, figures: dict[str, Any]) -> list[str]:
     module, rows = PARTS[name].module, figures.get("rows", [])
     own: Callable[[list[dict[str, Any]]], str] = {"head": of_head, "step": of_step}.get(module, plain)
-    sections = [own(rows)] if rows else []
+    try:
+        sections = [own(rows)] if rows else []
+    except (KeyError, TypeError):  # rows of an older script: as they are
+        sections = [plain(rows)]
     sections += [places(row) for row in rows if row.get("sync_places")]
     return [*sections, "\n".join(f"- {note}" for note in figures.get("notes", []))]
 
@@ -99,7 +102,9 @@ def plain(rows: list[dict[str, Any]]) -> str:
 
 
 def shown(value: Any) -> Any:
-    return middle(value) if isinstance(value, dict) else f"{value:.4g}" if isinstance(value, float) else value
+    if isinstance(value, dict):
+        return middle(value) if "median" in value else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else value
 
 
 def middle(values: dict[str, float] | None) -> str:

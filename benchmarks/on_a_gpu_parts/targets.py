@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from on_a_gpu_parts import LIGER, OURS, TRL
+from on_a_gpu_parts import LIGER, OURS, PARTS, TRL
 
 EVERYTHING, LAGGED = "balanced, papo, records", "balanced, papo, records, lagged"
 
@@ -27,8 +27,16 @@ def targets(parts: dict[str, dict[str, Any]]) -> list[Target]:
     return found
 
 
+NEEDED = {
+    "head": {"contender", "mode", "to_equipoise", "tokens", "hidden", "vocabulary"},
+    "step": {"trainer", "micro_batches", "to_trl", "peak_to_trl", "own_syncs_in_micro_batch"},
+}
+
+
 def rows(parts: dict[str, dict[str, Any]], name: str) -> list[dict[str, Any]]:
-    return parts.get(name, {}).get("figures", {}).get("rows", [])
+    """Of a part; without those that an older script wrote in another form."""
+    found = parts.get(name, {}).get("figures", {}).get("rows", [])
+    return [row for row in found if NEEDED[PARTS[name].module] <= row.keys()]
 
 
 def of_head(table: list[dict[str, Any]], liger: str) -> Iterator[Target]:

@@ -147,8 +147,12 @@ def test_help_names_every_part_and_wrong_words_are_refused(tmp_path):
 
 def test_what_runs_outside_of_parts_needs_no_package():
     # torch in this process would take memory of the device; on a bare machine all else is in the folder of wheels.
-    code = f"import sys; sys.path.insert(0, {str(SCRIPT.parent)!r}); import on_a_gpu, on_a_gpu_parts.summary; " \
-        "import on_a_gpu_parts.wheels; print(sorted({'torch', 'trl', 'numpy', 'transformers'} & set(sys.modules)))"  # fmt: skip
+    code = f"""
+import sys
+sys.path.insert(0, {str(SCRIPT.parent)!r})
+import on_a_gpu, on_a_gpu_parts.summary, on_a_gpu_parts.wheels
+print(sorted({{"torch", "trl", "numpy", "transformers"}} & set(sys.modules)))
+"""
     done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
 
