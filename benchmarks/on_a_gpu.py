@@ -28,7 +28,7 @@ from typing import Any
 from on_a_gpu_parts import PARTS, records
 
 SUMMARY = "summary.md"
-SMALL_SECONDS = 100
+SMALL_SECONDS = 240
 """Of a part with tiny shapes, most of it imports."""
 
 

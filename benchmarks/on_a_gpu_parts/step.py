@@ -10,6 +10,7 @@ import gc
 import logging
 import shutil
 import time
+import traceback
 from typing import Any, NamedTuple
 
 import torch
@@ -71,12 +72,20 @@ def measure(figures, plan) -> None:
             begin = time.monotonic()
             if begin + 1.2 * longest > plan.end:
                 figures.note(f"round {number + 1} was not finished: no time left for {variant.name}")
-                return
+                return require_all(rounds)
             run = attempt(figures, variant, shape, tokenizer, plan)
             if run:
                 taken[variant.name, variant.micro_batches] = run
             figures.replace(rows_of(rounds, shape))
             longest = max(longest, time.monotonic() - begin)
+    return require_all(rounds)
+
+
+def require_all(rounds: list[dict]) -> None:
+    """The part is done when each variant has been measured once."""
+    names = {(variant.name, variant.micro_batches) for variant in VARIANTS}
+    if missing := names - {key for taken in rounds for key in taken}:
+        raise SystemExit(f"not measured: {', '.join(f'{name} ({count})' for name, count in sorted(missing))}")
 
 
 def attempt(figures, variant: Variant, shape, tokenizer, plan) -> Run | None:
@@ -84,6 +93,7 @@ def attempt(figures, variant: Variant, shape, tokenizer, plan) -> Run | None:
     try:
         return run_of(variant, shape, tokenizer, plan)
     except Exception as error:
+        traceback.print_exc()  # into the part's log
         text = (str(error).splitlines() or [""])[0][:300]
         figures.note(f"{variant.name}, {variant.micro_batches} micro-batches: {type(error).__name__}: {text}")
         return None
