@@ -62,7 +62,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--output", type=Path, required=True, help="folder of the figures, made where it is missing")
     parser.add_argument("--wheels", type=Path, help="folder of wheels (make wheels): what is missing here is installed "
-                        "from it into OUTPUT/site")  # fmt: skip
+                        "from it into OUTPUT/site-packages")  # fmt: skip
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="default: all", metavar="PART")
     parser.add_argument("--minutes", type=positive, default=8.0, help="for everything (default: %(default)g)")
     parser.add_argument("--model", type=Path, help="folder of a real model, for the part real-model")
@@ -228,7 +228,7 @@ def environment_of(options: argparse.Namespace) -> dict[str, str]:
     if options.wheels:
         from on_a_gpu_parts import wheels
 
-        site = options.output / "site"
+        site = options.output / "site-packages"  # by that name dill knows installed code
         for said in wheels.install(options.wheels, site):
             print(said, flush=True)
         paths.append(str(site.resolve()))
