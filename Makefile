@@ -5,6 +5,7 @@
 # make test-trl TRL=../trl   TRL's own tests of its GRPO trainer, from a checkout, on its trainer and on ours
 # All make .venv and install into it; the second time they start at once.
 # make test-vllm    tests with vLLM itself, on a CPU, in an environment of its own (.venv-vllm)
+# make wheels       what benchmarks/on_a_gpu.py needs on a machine without network, into wheels/ (benchmarks/README.md)
 # make test-verl    tests with verl itself, on CPUs, in an environment of its own (.venv-verl)
 # make verl-demo    verl's own trainer with equipoise, on CPUs, in the same environment (runs/verl-cpu)
 
@@ -21,7 +22,7 @@ VERL_BIN := $(VERL)/bin
 # Threads of a tiny model on a few busy cores only wait for each other.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart test test-fast test-vllm test-verl test-trl fuzz verl-demo lint clean
+.PHONY: quickstart test test-fast test-vllm test-verl test-trl fuzz verl-demo wheels lint clean
 
 quickstart: $(RUN)
 	$(BIN)/equipoise quickstart
@@ -55,6 +56,20 @@ fuzz: $(DEV)
 
 test-trl: $(DEV)
 	PYTHONPATH=tests/support $(BIN)/python -m trl_suite $(TRL)
+
+# For the machine they go to: its Python, and all of them or those that a machine with transformers lacks (few).
+WHEELS ?= all
+WHEELS_FOLDER ?= wheels
+WHEELS_PYTHON ?= 3.11
+PLATFORMS = 2_28 2_27 2_24 2_17 2_5
+
+wheels: $(VENV)
+	mkdir -p $(WHEELS_FOLDER)
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: \
+		--implementation cp --python-version $(WHEELS_PYTHON) $(PLATFORMS:%=--platform manylinux_%_x86_64) \
+		--platform manylinux2014_x86_64 --platform manylinux1_x86_64 -c constraints.txt \
+		-d $(WHEELS_FOLDER) -r benchmarks/wheels_$(WHEELS).txt
+	du -sh $(WHEELS_FOLDER)
 
 lint: $(DEV)
 	$(BIN)/ruff check .

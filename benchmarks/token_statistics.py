@@ -80,7 +80,7 @@ def measure(options) -> None:
 
 def require_green_tests(options) -> None:
     names = CUDA_TESTS if options.device.startswith("cuda") else TESTS
-    tests = [str(ROOT / "tests" / "core" / name) for name in names]
+    tests = [str(ROOT / "tests" / "statistics" / name) for name in names]
     if subprocess.run([sys.executable, "-m", "pytest", "-x", *tests], cwd=ROOT).returncode:
         raise SystemExit("kernel tests are red: no benchmark of wrong numbers")
 

@@ -19,12 +19,12 @@ class Problem:
 
     def __init__(self, shape, device, dtype):
         num_tokens, width, vocabulary = shape
-        generator = torch.Generator().manual_seed(0)
-        hidden = torch.randn(num_tokens, width, generator=generator)
-        weight = torch.randn(vocabulary, width, generator=generator).mul_(2 / width**0.5)
-        self.hidden, self.weight = (x.to(device, dtype).requires_grad_() for x in (hidden, weight))
-        self.targets = torch.randint(vocabulary, (num_tokens,), generator=generator).to(device)
-        self.advantage = torch.randn(num_tokens, generator=generator).to(device)
+        draw = {"generator": torch.Generator(device).manual_seed(0), "device": device}
+        hidden = torch.randn(num_tokens, width, **draw)
+        weight = torch.randn(vocabulary, width, **draw).mul_(2 / width**0.5)
+        self.hidden, self.weight = (x.to(dtype).requires_grad_() for x in (hidden, weight))
+        self.targets = torch.randint(vocabulary, (num_tokens,), **draw)
+        self.advantage = torch.randn(num_tokens, **draw)
 
         self.logprob = None  # as a contender last gave it
 
