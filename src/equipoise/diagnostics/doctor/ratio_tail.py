@@ -7,8 +7,8 @@ from equipoise.diagnostics.doctor.run_evidence import MIN_UPDATES, RunEvidence
 
 SPOILED, SPOILED_WARNING, SPOILED_WRONG = 0.5, 0.05, 0.2
 """Share of the tokens that an update is worth, (sum rho)^2 / (n sum rho^2), below which a few tokens weigh as much as
-all others together (the ratio's deviation is above its mean); and in what share of the updates on stale data that is too
-often. The quick start at 8 updates per rollout batch is below it in under 3% of them."""
+all others together (the ratio's deviation is above its mean); and in what share of the updates on stale data that is
+too often. The quick start at 8 updates per rollout batch is below it in under 3% of them."""
 
 LOST, LOST_WARNING = 0.1, 0.02
 """The same where nine tenths of the batch are lost (a deviation of 3 means). In a long healthy run it is one update in
