@@ -119,3 +119,11 @@ def test_a_tokenizer_that_is_cut_off_is_one_line(model, share):
     cut(model / "tokenizer.json", share)
     with pytest.raises(InputError, match=r"^model [^\n]*$"):
         load_tokenizer(str(model))
+
+
+@pytest.mark.parametrize("as_file", [True, False])
+def test_gguf_without_a_configuration_is_told_what_to_do(tmp_path, as_file):
+    file = tmp_path / "small-q8.gguf"
+    file.write_bytes(b"GGUF")
+    with pytest.raises(InputError, match=r"GGUF.*gguf_file='small-q8\.gguf'"):
+        load_tokenizer(str(file if as_file else tmp_path))
