@@ -49,7 +49,7 @@ def trained(tmp_path_factory):
 
 def test_a_real_run(trained, capsys):
     code, findings = examined(capsys, trained / "run")
-    assert len(findings) == 19
+    assert len(findings) == 20
     assert {n for n, f in findings.items() if f["severity"] == "ok"} >= {
         "importance ratios", "tokens in the entropy", "batch arithmetic", "verifier self-test", "room for completions",
         "sampling and training log-probs", "learning rate", "bf16", "settings without effect", "sampled distribution",

@@ -1,7 +1,9 @@
 """`equipoise evaluate`: several benchmarks, one table, samples that outlive an interruption, and vLLM by a stand-in."""
 
 import csv
+import io
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +15,7 @@ from trainer_setup import character_tokenizer, tiny_model
 
 from equipoise.cli import main
 from equipoise.commands import evaluate as comparison
-from equipoise.commands.evaluation_table import as_csv, as_markdown
+from equipoise.commands.evaluation_table import as_csv, as_markdown, print_evaluations
 from equipoise.errors import InputError
 from equipoise.models import resumable_evaluation
 from equipoise.models.evaluation import evaluate_policy
@@ -304,7 +306,7 @@ COMMAND = ["evaluate", "model0", "model1", "--task", "data:first.jsonl", "data:s
 def test_several_models_on_several_benchmarks_in_one_table(workplace, capsys):
     assert main([*COMMAND, "--output", "e.json", "e.csv", "e.md", "--samples_output", "samples"]) == 0
     said = capsys.readouterr().out
-    for heading in ("benchmark", "avg@4", "pass@2", "pass@4", "entropy", "length", "truncated"):
+    for heading in ("model0 on first", "avg@4", "pass@2", "pass@4", "entropy", "length", "truncated"):
         assert heading in said
     numbers = json.loads(Path("e.json").read_text())
     assert {m: list(b) for m, b in numbers.items()} == {name: ["first", "second"] for name in ("model0", "model1")}
@@ -326,6 +328,28 @@ def test_several_models_on_several_benchmarks_in_one_table(workplace, capsys):
     record = json.loads((Path("samples") / files[0]).read_text().splitlines()[0])
     assert len(record["completions"]) == 4
     assert {"text", "reward", "verdict", "reason", "length", "truncated", "entropy"} == record["completions"][0].keys()
+
+
+@pytest.mark.parametrize("columns", [80, 60, 200])
+@pytest.mark.parametrize("terminal", [True, False])
+def test_no_number_is_folded_or_lost_in_a_narrow_terminal(monkeypatch, columns, terminal):
+    estimate = {"mean": 0.1234, "low": 0.0567, "high": 0.2345}
+    evaluation = {
+        "num_prompts": 1319, "num_samples": 16, "temperature": 1.0, "greedy": estimate, "average": estimate,
+        "pass_at": {"1": estimate, "8": estimate}, "distinct_correct_at": {"1": estimate, "8": estimate},
+        "mean_entropy": 0.512, "mean_length": 123.4, "truncated_fraction": 0.034, "verdicts": {"correct": 3},
+    }  # fmt: skip
+    stream = Terminal() if terminal else io.StringIO()
+    monkeypatch.setattr("sys.stdout", stream)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "xterm")
+    print_evaluations({"runs/mine": {"gsm8k": evaluation}, "SmolLM2-135M-Instruct": {"gsm8k": evaluation}})
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue()).splitlines()
+    assert max(map(len, lines)) <= (columns if terminal else 80)
+    said = "\n".join(lines)
+    for number in ("1319", "0.512", "123.4", "0.034", "runs/mine", "SmolLM2-135M-Instruct"):
+        assert number in said
+    assert said.count("0.123 [0.057, 0.234]") == 2 * 4
 
 
 def test_a_second_call_goes_on_and_gives_the_same(workplace, monkeypatch, capsys):

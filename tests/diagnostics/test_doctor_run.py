@@ -5,6 +5,7 @@ import pytest
 
 from equipoise.diagnostics.doctor import RUN_CHECKS, RunEvidence
 from equipoise.diagnostics.doctor import run_checks as checks
+from equipoise.diagnostics.doctor.ratio_tail import check_ratio_tail
 from equipoise.diagnostics.metric_names import translated
 from equipoise.diagnostics.runs import RunRecord
 
@@ -21,7 +22,7 @@ def run(settings=None, count=None, **columns):
 
 def test_there_is_one_visible_list_of_checks_with_names_of_their_own():
     named = [check(run(count=1, loss=0.0)) for check in RUN_CHECKS]
-    assert len({finding.name for finding in named}) == len(RUN_CHECKS) == 10
+    assert len({finding.name for finding in named}) == len(RUN_CHECKS) == 11
     assert {finding.severity for finding in named} == {"not checked"}, "nothing logged, nothing said"
 
 
@@ -296,3 +297,47 @@ def test_steps_of_a_run_without_behavior_kl_or_without_data_of_age_1():
     found = checks.check_step_size(run(count=9, **{P + "staleness": 2, P + "ratio_std": 0.3}))
     assert found.severity == "not checked"
     assert "equipoise probe" in found.evidence
+
+
+# ---- tail of the ratios -------------------------------------------------------------------------------------------
+
+
+def tails(deviations, tail=0.01, staleness=1):
+    """Of ratios with a mean of 1."""
+    worth = [1 / (1 + deviation**2) for deviation in deviations]
+    columns = {"staleness": staleness, "ratio_std": list(deviations), "ratio_tail_fraction": tail,
+               "effective_sample_fraction": worth}  # fmt: skip
+    return check_ratio_tail(run(**{P + key: value for key, value in columns.items()}))
+
+
+@pytest.mark.parametrize(
+    ("usual", "extreme", "severity"),
+    [
+        ([0.17] * 24, [], "ok"),
+        ([0.17] * 23, [4.6], "warning"),  # the median is as before
+        ([0.3] * 500, [6.35, 3.0], "ok"),  # the quick start
+        ([0.3] * 97, [1.2] * 3, "ok"),
+        ([0.3] * 90, [1.2] * 10, "warning"),
+        ([0.3] * 70, [1.2] * 30, "wrong"),
+        ([0.9] * 50, [], "ok"),
+        ([1.1] * 50, [], "wrong"),
+    ],
+)
+def test_a_few_updates_with_a_long_tail_are_seen_behind_a_small_median(usual, extreme, severity):
+    found = tails([*usual, *extreme])
+    assert found.severity == severity
+    assert f"up to {max(usual + extreme):.3g}" in found.evidence
+    if not extreme:
+        return
+    steps = run(**{P + "staleness": 1, P + "ratio_std": [*usual, *extreme]})
+    assert f"standard deviation of {usual[0]:.3g}" in checks.check_step_size(steps).evidence
+
+
+def test_many_tokens_outside_a_factor_of_two_are_a_tail():
+    assert tails([0.5] * 20, tail=0.044).severity == "ok"
+    assert tails([0.5] * 20, tail=0.11).severity == "warning"
+
+
+def test_fresh_data_has_no_tail_to_judge():
+    assert tails([5.0] * 20, staleness=0).severity == "not checked"
+    assert tails([5.0] * 20, staleness=[0] * 17 + [1] * 3).severity == "not checked"

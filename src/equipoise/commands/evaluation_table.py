@@ -10,6 +10,9 @@ from rich.table import Table
 Evaluations = dict[str, dict[str, dict[str, Any]]]
 """Model -> benchmark -> `Evaluation.as_dict()`."""
 
+PIPED_WIDTH, UNLIMITED = 80, 10_000
+"""Columns of what is no terminal, and so many that nothing is folded."""
+
 INTERVALS = ("low", "high")
 
 
@@ -65,14 +68,24 @@ def as_markdown(evaluations: Evaluations) -> str:
 
 
 def print_evaluations(evaluations: Evaluations) -> None:
-    """The table on stdout."""
+    """The table on stdout; where it is too wide, in 80 columns or those of the terminal, every row as a list."""
     headings, rows = _shown(evaluations)
+    console = Console(width=None if Console().is_terminal else PIPED_WIDTH)
     table = Table(title=_caption(evaluations))
     for number, heading in enumerate(headings):
         table.add_column(heading, justify="left" if number < 2 else "right", overflow="fold")
     for row in rows:
         table.add_row(*row)
-    Console(width=None if Console().is_terminal else 160).print(table)
+    if console.measure(table, options=console.options.update(max_width=UNLIMITED)).maximum <= console.width:
+        console.print(table)
+        return
+    for model, benchmark, *values in rows:
+        console.print(f"{model} on {benchmark}", markup=False, highlight=False)
+        numbers = Table.grid(padding=(0, 0, 0, 2))
+        for heading, value in zip(headings[2:], values, strict=True):
+            numbers.add_row(heading, value)
+        console.print(numbers)
+    console.print(_caption(evaluations), markup=False, highlight=False)
 
 
 def _shown(evaluations: Evaluations) -> tuple[list[str], list[list[str]]]:

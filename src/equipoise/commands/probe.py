@@ -8,7 +8,7 @@ forward pass); then the weights go back. Nothing on disk is changed but the new 
 import csv
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -43,7 +43,7 @@ from equipoise.models.sampling import Completion, Sampler, evaluation_mode, rewa
 from equipoise.models.statistics_head import add_statistics_head
 from equipoise.paths import check_new_file
 from equipoise.polarity import entropy_polarity, expansion_threshold
-from equipoise.progress import progress_bar
+from equipoise.progress import SamplingBar
 from equipoise.settings.run import RunSettings
 from equipoise.settings.task_loading import load_task
 from equipoise.tasks.task import Task
@@ -142,16 +142,16 @@ def probe(options: ProbeOptions) -> dict[str, Any]:
     length = sampling.max_new_tokens or task.max_completion_length or 512
     sampler = Sampler(model, tokenizer, length, sampling.batch_size)
     parts, batches = [], []
-    bar = progress_bar("probe", sampling.batches, "batch")
+    bar = SamplingBar("probe", needed * sampling.generations)
+    sampler.watch = bar.watch
     with bar, evaluation_mode(model), seeded(sampling.seed):
         order = torch.randperm(len(task.train))[:needed].tolist()
         prompts = task.train.select(order)["prompt"][:]
         ids = encoded_prompts(tokenizer, prompts, told, model=options.model, rows=[row + 1 for row in order])
         for number in range(sampling.batches):
-            bar.update(number - bar.n)
             part = slice(number * sampling.prompts, (number + 1) * sampling.prompts)
             rows = task.train.select(order[part])
-            rollout = _sample(sampler, ids[part], rows, task, sampling)
+            rollout = _sample(sampler, ids[part], rows, task, sampling, bar.update)
             if not rollout.advantages.any():
                 continue  # no gradient
             tokens, summary = _probe_batch(model, rollout, options, number)
@@ -207,9 +207,16 @@ class _Rollout:
     rewards: list[float]
 
 
-def _sample(sampler: Sampler, ids: list[list[int]], rows: Dataset, task: Task, sampling: ProbeSampling) -> _Rollout:
+def _sample(
+    sampler: Sampler,
+    ids: list[list[int]],
+    rows: Dataset,
+    task: Task,
+    sampling: ProbeSampling,
+    done: Callable[[int], Any],
+) -> _Rollout:
     repeated = [i for i in ids for _ in range(sampling.generations)]
-    completions = sampler.completions(repeated, sampling.temperature, lambda _: None)
+    completions = sampler.completions(repeated, sampling.temperature, done)
     scored = rewards_of(task.reward, rows, completions, sampling.generations)
     rewards = torch.tensor([0.0 if r is None else r for r in scored]).view(-1, sampling.generations)
     centred = rewards - rewards.mean(1, keepdim=True)

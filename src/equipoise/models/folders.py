@@ -81,8 +81,24 @@ def _weight_files(folder: Path) -> list[Path]:
     if names & {".safetensors", ".bin", ".h5", ".msgpack"}:
         return []
     if ".gguf" in names:
-        raise InputError(f"model {folder} has its weights as GGUF alone, which cannot be trained: give safetensors")
+        refuse_gguf(folder)
     raise InputError(f"model {folder} has no weights: no model.safetensors, and no {INDEX}")
+
+
+def refuse_gguf(path: Path) -> None:
+    """Refuse a GGUF file, or a folder that holds one, with the way to what can be trained; else nothing.
+
+    Raises:
+        InputError: see above.
+    """
+    files = [path] if path.is_file() else sorted(path.iterdir()) if path.is_dir() else []
+    name = next((file.name for file in files if file.suffix == ".gguf"), None)
+    if name is not None:
+        raise InputError(
+            f"model {path} has its weights as GGUF alone ({name}), which cannot be trained: give the safetensors it "
+            f"was made of, or make some of it: AutoModelForCausalLM.from_pretrained(FOLDER, gguf_file={name!r})"
+            f".save_pretrained(NEW), the tokenizer likewise"
+        )
 
 
 def _shapes(file: Path) -> Iterator[tuple[str, list[int]]]:

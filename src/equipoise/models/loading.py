@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from equipoise.errors import InputError
 from equipoise.inputs.yaml_text import YamlError, yaml_value
-from equipoise.models.folders import check_model_folder
+from equipoise.models.folders import check_model_folder, refuse_gguf
 from equipoise.paths import check_path
 from equipoise.settings.run import AdapterSettings
 from equipoise.tasks.datasets import shortened
@@ -70,6 +70,7 @@ def lora_config(settings: AdapterSettings) -> Any:
 def _loaded(auto_class: Any, name: str, **kwargs: Any) -> Any:
     check_path(name, "model")
     if Path(name).exists() and not (Path(name) / "config.json").exists() and not _is_adapter(name):
+        refuse_gguf(Path(name))
         raise InputError(f"model {name} is no model folder: it has no config.json")
     try:
         return auto_class.from_pretrained(name, **kwargs)

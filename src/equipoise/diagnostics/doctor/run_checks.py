@@ -7,6 +7,7 @@ import numpy as np
 
 from equipoise.diagnostics import metric_names as names
 from equipoise.diagnostics.doctor.finding import Finding, not_checked, ok, warning, wrong
+from equipoise.diagnostics.doctor.ratio_tail import check_ratio_tail
 from equipoise.diagnostics.doctor.run_evidence import MIN_UPDATES, RunEvidence
 
 ROUNDING = 1e-6
@@ -358,5 +359,6 @@ RUN_CHECKS: tuple[Callable[[RunEvidence], Finding], ...] = (
     check_controller,
     check_flows,
     check_step_size,
+    check_ratio_tail,
 )
 """Every check of what a run logged, in the order in which they are reported among equals."""
