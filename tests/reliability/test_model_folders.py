@@ -123,18 +123,17 @@ def test_a_tokenizer_that_is_cut_off_is_one_line(model, share):
         load_tokenizer(str(model))
 
 
-<<<<<<< HEAD
 def test_a_saved_adapter_is_not_trained_by_itself(workplace, capsys):
     adapted = get_peft_model(load_model("model", on_cpu=True), LoraConfig(target_modules=["q_proj"]))
     adapted.save_pretrained("adapter")
     load_tokenizer("model").save_pretrained("adapter")
     assert "model adapter has no parameter to train" in refusal(arguments(model="adapter"), capsys)
     assert not Path("run").exists()
-=======
+
+
 @pytest.mark.parametrize("as_file", [True, False])
 def test_gguf_without_a_configuration_is_told_what_to_do(tmp_path, as_file):
     file = tmp_path / "small-q8.gguf"
     file.write_bytes(b"GGUF")
     with pytest.raises(InputError, match=r"GGUF.*gguf_file='small-q8\.gguf'"):
         load_tokenizer(str(file if as_file else tmp_path))
->>>>>>> met
