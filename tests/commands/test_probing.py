@@ -100,8 +100,8 @@ def test_a_batch_gives_the_same_numbers_in_any_portions(model):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--prompts", "0"], "--prompts must be >= 1, got --prompts=0"),
-        (["--generations", "1"], "--generations must be >= 2, got --generations=1"),
+        (["--prompts", "0"], "--prompts must be >= 1 and <= 1048576, got --prompts=0"),
+        (["--generations", "1"], "--generations must be >= 2 and <= 1048576, got --generations=1"),
         (["--learning_rate", "0"], "--learning_rate must be > 0 and <= 1e6, got --learning_rate=0.0"),
         (["--temperature", "-1"], "--temperature must be >= 1e-6 and <= 1e6, got --temperature=-1.0"),
         (["--prompts", "5000"], "need 10000 prompts, the data has 1659"),

@@ -14,7 +14,7 @@ from equipoise.tasks.datasets import one_line
 CONFIG, INDEX = "config.json", "model.safetensors.index.json"
 SIZES = {
     "vocab_size": 2**31, "hidden_size": 2**31, "intermediate_size": 2**31, "num_hidden_layers": 2**12,
-    "num_attention_heads": 2**20, "num_key_value_heads": 2**20, "head_dim": 2**20, "max_position_embeddings": 2**40,
+    "num_attention_heads": 2**20, "num_key_value_heads": 2**20, "head_dim": 2**20, "max_position_embeddings": 2**36,
 }  # fmt: skip
 """Whole numbers of a configuration, and what is beyond any model."""
 

@@ -78,10 +78,8 @@ def math_task(
     Raises:
         InputError: as `load_examples` and `check_answers`; wrong parameters; nothing left to train on.
     """
-    if name.startswith("data:"):
-        known = MathData(name.removeprefix("data:"), "train", "prompt", "answer")
-    else:
-        known = MATH_DATA[name]
+    of_user = name.startswith("data:")
+    known = MathData(name.removeprefix("data:"), "train", "prompt", "answer") if of_user else MATH_DATA[name]
 
     def load(
         path: str = known.source,
@@ -102,18 +100,17 @@ def math_task(
         )
         if known.list_literals:
             examples = _with_listed_answers(examples, path)
-        whole_rows = name.startswith("data:")
         most = min(limit or len(examples), len(examples) if only is None or held_out else only)
         checked = check_answers(
             reward, examples, path, unverifiable_golds=unverifiable_golds,
-            still_needed=lambda good: most - len(_unique(good, whole_rows=whole_rows)),
+            still_needed=lambda good: most - len(_unique(good, whole_rows=of_user)),
         )  # fmt: skip
-        examples = _unique(checked, whole_rows=whole_rows)
+        examples = _unique(checked, whole_rows=of_user)
         examples = examples.select(range(min(most, len(examples))))
         train, tested = _split(examples, held_out, seed)
         if tested is not None:
             train = without_held_out(train, tested, name)
-        label = Path(known.source).stem if name.startswith("data:") else name
+        label = Path(known.source).stem if of_user else name
         return Task(label, train, tested, reward_function(reward), None, verifier=verifier_function(reward))
 
     return called(f"task {name}", load, parameters)
