@@ -81,7 +81,7 @@ def is_secret_name(name: str) -> bool:
         return True
     before = words[-2] if len(words) > 1 else ""
     if single[-1] == "token":
-        return before not in _NOT_A_TOKEN and not (words[-1] == "tokens" and not before)
+        return before not in _NOT_A_TOKEN and not (words[-1] != single[-1] and not before)
     return single[-1] == "key" and bool(before) and before not in _NOT_A_KEY
 
 

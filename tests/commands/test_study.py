@@ -77,7 +77,7 @@ def test_names_become_folders():
         ),
         ({"methods": {"GRPO": {"sed": 1}}}, "on policy / GRPO: sed is not known; did you mean seed?"),
         ({"methods": {"GRPO": {"seed": 1}}}, "on policy / GRPO: seed is set by the study"),
-        ({"methods": {"GRPO": {"epsilon": -1}}}, "on policy / GRPO: epsilon must be >= 0 and finite, got epsilon=-1"),
+        ({"methods": {"GRPO": {"epsilon": -1}}}, "on policy / GRPO: epsilon must be >= 0 and <= 1e+06, got epsilon=-1"),
         ({"seeds": [1, 1]}, r"seeds must be a list of different whole numbers from 0 to \d+, got \[1, 1\]"),
         ({"seeds": [2**32]}, "seeds must be a list of different whole numbers from 0"),
         ({"base": {"preset": []}, "warm_start": False}, r"study.*\.yaml, .*preset must be one of"),
@@ -172,7 +172,7 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
 
     called = []
     monkeypatch.setattr(run, "train", lambda values: called.append("train"))
-    monkeypatch.setattr(run, "resume", lambda folder, changes: called.append("resume"))
+    monkeypatch.setattr(run, "resume", lambda folder, changes, **given: called.append("resume"))
     (tmp_path / "run").mkdir()
     monkeypatch.setattr(side_by_side, "latest_checkpoint", lambda folder: tmp_path)
     study_runs._train(tmp_path / "run", {}, {})
@@ -260,4 +260,4 @@ def test_rows_are_read_from_the_run_folder(finished):
 @pytest.mark.parametrize("jobs", ["0", "-1"])
 def test_jobs_must_be_positive(tmp_path, capsys, jobs):
     assert main(["compare", str(write(tmp_path)), "--jobs", jobs]) == 2
-    assert f"--jobs must be >= 1, got --jobs={jobs}" in capsys.readouterr().err
+    assert f"--jobs must be >= 1 and <= 1024, got --jobs={jobs}" in capsys.readouterr().err

@@ -86,7 +86,7 @@ def test_folder_that_is_not_empty_is_refused(tmp_path):
     with pytest.raises(InputError) as caught:
         warm_start_ladder(tmp_path, **TINY)
     assert str(caught.value).startswith(f"the folder of a warm start {tmp_path} exists and is no empty folder")
-    with pytest.raises(InputError, match=r"note.txt: the warm start needs a new or empty folder"):
+    with pytest.raises(InputError, match=r"note.txt exists and is no empty folder"):
         warm_start_ladder(tmp_path / "note.txt", **TINY)
     assert os.listdir(tmp_path) == ["note.txt"]
 

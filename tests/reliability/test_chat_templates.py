@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import re
 import time
 
 import pytest
@@ -108,5 +109,5 @@ def test_every_command_says_so(workplace, limit, capsys, command):  # noqa: F811
     with_template(ENDLESS["nested loops"]).save_pretrained("model")
     rows = [{"prompt": [{"role": "user", "content": f"{n}+1="}], "answer": str(n + 1)} for n in range(16)]
     (workplace / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert "row 1: the chat template did not end within 1 s" in refusal(command, capsys)
+    assert re.search(r"row \d+: the chat template did not end within 1 s", refusal(command, capsys))
     assert not (workplace / "run").exists()

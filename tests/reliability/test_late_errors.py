@@ -171,7 +171,7 @@ def test_an_interruption_says_what_is_left(workplace, capsys, monkeypatch, save_
     if "--resume" in said:
         assert main(["train", "--resume", "run"]) == 0
     elif at:
-        assert "without a checkpoint to resume from" in refusal(arguments(), capsys)
+        assert "it has no checkpoint to resume from" in refusal(arguments(), capsys)
         refusal(["train", "--resume", "run"], capsys)
 
 

@@ -387,8 +387,8 @@ def test_a_run_whose_environment_is_broken_stops(keys, tmp_path):
         ({"environment": "Guess"}, "the environment must be \"module:name\", got 'Guess'"),
         ({"environment": "json:JSONDecoder"}, "environment JSONDecoder must have a method reset"),
         ({"chat": False}, "needs chat messages as prompts: set chat"),
-        ({"environment_steps": 0}, "an episode needs max_steps >= 1 and step_seconds > 0"),
-        ({"environment_seconds": -1.0}, "an episode needs max_steps >= 1 and step_seconds > 0"),
+        ({"environment_steps": 0}, "environment_steps must be >= 1"),
+        ({"environment_seconds": -1.0}, "environment_seconds must be > 0"),
         ({"max_failed_fraction": 0.0}, r"max_failed_fraction must be in \(0, 1\], got max_failed_fraction=0"),
         ({"reward": "exact"}, "environment needs a data set of prompts .* and brings its own reward"),
         (

@@ -9,7 +9,7 @@ from off_policy_setup import PARTIAL, REPLAY, SETTINGS
 from resume_setup import history, weights
 from trainer_setup import character_tokenizer, prompts, tiny_model, trainer
 
-from equipoise.trl.checkpoints import CheckpointError
+from equipoise.trl.checkpoints import CheckpointError, read_marker, write_marker
 
 pytestmark = pytest.mark.slow
 
@@ -79,6 +79,12 @@ def truncate(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def marked_again(checkpoint):
+    """As if what is there had been written so: the list of files finds nothing."""
+    state = {name: value for name, value in read_marker(checkpoint).items() if name not in ("files", "xxh3_128")}
+    write_marker(checkpoint, state)
+
+
 def test_a_file_of_something_else_is_refused_in_one_line_and_stays(saved, tmp_path):
     for number, (spoil, message) in enumerate(
         [
@@ -94,6 +100,7 @@ def test_a_file_of_something_else_is_refused_in_one_line_and_stays(saved, tmp_pa
         shutil.copytree(saved, folder)
         path = folder / "checkpoint-3" / "replay_0.pt"
         spoil(path)
+        marked_again(folder / "checkpoint-3")
         content = path.read_bytes() if path.exists() else None
         with pytest.raises(CheckpointError, match=message) as refusal:
             make(folder, max_steps=6).train(resume_from_checkpoint=True)

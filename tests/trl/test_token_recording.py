@@ -8,7 +8,7 @@ import torch
 from resume_setup import SETTINGS
 from trainer_setup import digit_reward, prompts, trainer
 
-from equipoise.diagnostics.records import RecordsError, read_records
+from equipoise.diagnostics.records import read_records
 
 pytestmark = pytest.mark.slow
 
@@ -171,7 +171,7 @@ def test_sequence_ratios_are_recorded_as_clipped(tmp_path):
 
 def test_a_folder_that_cannot_be_made_and_settings_out_of_range(tmp_path):
     (tmp_path / "tokens").write_text("")
-    with pytest.raises(RecordsError, match="tokens cannot be made"):
+    with pytest.raises(ValueError, match="tokens must be a folder to be written to"):
         make(tmp_path, save_strategy="no").train()
     with pytest.raises(ValueError, match="record_tokens must be >= 0, got record_tokens=-1"):
         make(tmp_path, record_tokens=-1)

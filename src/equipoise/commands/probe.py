@@ -120,9 +120,9 @@ def probe(options: ProbeOptions) -> dict[str, Any]:
     Raises:
         InputError: an output that exists, a model or data that cannot be loaded, rewards that give no advantage.
     """
-    check_new_file(options.output, "--output")
     options.trust.check([options.model])
     settings, sampling = _settings(options), options.sampling
+    check_new_file(options.output, "--output")
     told = _template_kwargs(options)
     task = load_task(settings)
     needed = sampling.prompts * sampling.batches

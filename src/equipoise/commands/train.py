@@ -13,6 +13,7 @@ from equipoise.commands.threads import fit_threads
 from equipoise.commands.trusting import TrustOptions
 from equipoise.diagnostics.run_folder import run_and_checkpoint
 from equipoise.errors import InputError
+from equipoise.paths import check_path
 from equipoise.settings.presets import merged
 from equipoise.settings.run import RunSettings
 from equipoise.trl import run
@@ -39,6 +40,8 @@ class TrainOptions:
     trust: TrustOptions = field(default_factory=TrustOptions)
 
     def __post_init__(self) -> None:
+        if self.resume is not None:
+            check_path(self.resume, "--resume")
         self.trust.check([] if self.resume is None else [run_and_checkpoint(self.resume)[0]])
         if self.resume is not None and self.config is not None:
             raise InputError("--resume takes the run's own configuration: leave --config out")

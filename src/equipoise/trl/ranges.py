@@ -41,7 +41,7 @@ RULES: dict[str, Rule] = {
     "seed": SEED,
     "data_seed": SEED,
     # Optimizer and schedule.
-    "learning_rate": number(0),
+    "learning_rate": number(0, 1e38),
     "weight_decay": number(0),
     "adam_beta1": BELOW_ONE,
     "adam_beta2": BELOW_ONE,
