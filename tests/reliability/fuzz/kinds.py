@@ -237,9 +237,9 @@ def checkpoint(rng: random.Random, materials: Path, place: Path) -> Words:
 def words(rng: random.Random, materials: Path, place: Path) -> Words:
     """The words of a command line."""
     line = list(rng.choice(COMMAND_LINES))
-    _take("configs/own.yaml held_out.jsonl", materials, place)
-    for name in ("model", "run", "begun", "data.jsonl", "log.jsonl"):
-        if any(name in word for word in line) or (name == "data.jsonl" and {"run", "begun"} & set(line)):
+    _take("configs/own.yaml held_out.jsonl data.jsonl", materials, place)
+    for name in ("model", "run", "begun", "log.jsonl"):
+        if any(name in word for word in line):
             take(name, materials, place)
     take("studies/staleness.yaml", materials, place).rename(place / "study.yaml")
     return word_mutations.mutated(rng, line, flags())
