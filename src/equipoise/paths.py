@@ -6,6 +6,7 @@ answer only.
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -36,7 +37,7 @@ def check_path(path: str | Path, name: str) -> None:
 
 
 def check_new_file(path: Path, name: str) -> None:
-    """Refuse a file that cannot be written; the folders above it are made.
+    """Refuse a file that cannot be written; nothing is made.
 
     Args:
         path: of a file, or folder, that is not there yet.
@@ -52,7 +53,7 @@ def check_new_file(path: Path, name: str) -> None:
 
 
 def check_new_folder(path: Path, name: str) -> None:
-    """Refuse a folder that cannot be made, or holds anything; it is not made, the folders above it are.
+    """Refuse a folder that cannot be made, or holds anything; nothing is made.
 
     Args:
         path: of a folder that is not there yet, or empty.
@@ -94,12 +95,14 @@ def cause_of_failed_write(error: BaseException, folder: Path) -> str:
 
 
 def _try_in(folder: Path, path: Path, name: str) -> None:
-    """Makes a folder of a name as long as the path's beside it, and removes it."""
+    """Makes a folder of a name as long as the path's beside it, and removes it, with the folders made for it."""
     trial = folder / uuid4().hex.ljust(len(path.name.encode("utf-8", "surrogatepass")) + len(".part"), "x")
+    made = [above for above in (folder, *folder.parents) if not os.path.lexists(above)]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        trial.mkdir()
+        trial.mkdir(parents=True)
     except OSError as error:
         raise InputError(f"{name} {shortened(str(path))} cannot be written: {error.strerror}") from error
     finally:
-        shutil.rmtree(trial, ignore_errors=True)
+        for one in (trial, *made):
+            with suppress(OSError):
+                one.rmdir()

@@ -113,7 +113,7 @@ def mutated(rng: random.Random, value: Any, keys: tuple[str, ...] = ()) -> Any:
 def _places(value: Any) -> list:
     """Every (holder, key) in it; None stands for the value itself."""
     found: list = [None]
-    waiting = [value]
+    waiting = [value] if isinstance(value, dict | list) else []
     while waiting:
         holder = waiting.pop()
         items = list(holder.items()) if isinstance(holder, dict) else list(enumerate(holder[:20]))
@@ -121,7 +121,7 @@ def _places(value: Any) -> list:
             found.append((holder, key))
             if isinstance(item, dict | list):
                 waiting.append(item)
-    return found if isinstance(value, dict | list) else [None]
+    return found
 
 
 def _replace(rng: random.Random, holder: Any, key: Any, keys: tuple[str, ...]) -> None:
