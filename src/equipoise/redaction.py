@@ -42,7 +42,7 @@ _NOT_A_KEY = frozenset(
 """Before "key": one of a mapping or a table. The word alone is no secret."""
 _COMMIT = frozenset(["revision", "commit", "sha", "hash", "digest", "fingerprint", "checksum", "branch"])
 """Names whose 40 hexadecimal digits are a version."""
-_PARAMETERS = frozenset(["sig", "signature", "key", "auth", "access", "code"])
+_PARAMETERS = re.compile("sig|signature|key|auth|access|code")
 """In the query of an address: secrets as well."""
 
 _FORMS = re.compile(
@@ -208,7 +208,7 @@ def _without_password(match: re.Match) -> str:
 
 def _without_parameter(match: re.Match) -> str:
     words = [word.lower() for word in _WORDS.findall(unquote(match[2]))]
-    secret = is_secret_name(unquote(match[2])) or not _PARAMETERS.isdisjoint(words[-1:])
+    secret = is_secret_name(unquote(match[2])) or any(map(_PARAMETERS.fullmatch, words[-1:]))
     return match[1] + REDACTED if secret else match[0]
 
 
