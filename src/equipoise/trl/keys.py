@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import logging
+import re
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -102,8 +103,16 @@ def build(values: dict[str, Any]) -> tuple[RunSettings, EquipoiseConfig]:
     try:
         return run, EquipoiseConfig(**{k: v for k, v in values.items() if k not in own})
     except (ValueError, ImportError) as error:
-        raise InputError(" ".join(str(error).split())) from error
+        raise InputError(_with_keys(" ".join(str(error).split()), values)) from error
     except Exception as error:  # of values that the hosts do not check: a file that is not there, a number too large
         if not raised_by_host(error):
             raise
-        raise InputError(f"the settings cannot be used: {one_line(error)}") from error
+        raise InputError(_with_keys(f"the settings cannot be used: {one_line(error)}", values)) from error
+
+
+def _with_keys(message: str, values: Mapping[str, Any]) -> str:
+    """A host's words, with the keys whose value they quote where they name none; with all that were given if none."""
+    if not known_keys().keys().isdisjoint(re.findall(r"\w+", message)):
+        return message
+    quoted = [key for key, value in values.items() if str(value) in message and not isinstance(value, bool)]
+    return f"{message} (of the keys {', '.join(quoted or values)})"
