@@ -114,5 +114,6 @@ def _with_keys(message: str, values: Mapping[str, Any]) -> str:
     """A host's words, with the keys whose value they quote where they name none; with all that were given if none."""
     if not known_keys().keys().isdisjoint(re.findall(r"\w+", message)):
         return message
-    quoted = [key for key, value in values.items() if str(value) in message and not isinstance(value, bool)]
+    words = set(re.findall(r"[\w.+-]+", message))
+    quoted = [key for key, value in values.items() if str(value) in words and not isinstance(value, bool)]
     return f"{message} (of the keys {', '.join(quoted or values)})"
