@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
+import pytest
 import torch
 from hypothesis import settings
 
@@ -18,3 +19,10 @@ if not torch.cuda.is_available():
 
 settings.register_profile("equipoise", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("equipoise")
+
+
+def pytest_collection_modifyitems(items):
+    """Processes that share the tests must name them alike: an object's address differs from one to the next."""
+    named = [item.nodeid for item in items if " at 0x" in item.nodeid]
+    if named:
+        raise pytest.UsageError(f"give these cases names with ids=...: {', '.join(named)}")
