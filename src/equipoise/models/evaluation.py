@@ -25,7 +25,7 @@ from equipoise.files import write_at_once
 from equipoise.models.evaluation_ranks import EvaluationRanks, seed_of
 from equipoise.models.prompts import encoded_prompts
 from equipoise.models.randomness import seeded
-from equipoise.models.sampling import Completion, Sampler, evaluation_mode, rewards_of
+from equipoise.models.sampling import Completion, Sampler, evaluation_mode, given_answers_of, rewards_of
 from equipoise.progress import SamplingBar
 from equipoise.tasks.rewards import MathReward, golds_of
 from equipoise.tasks.task import RewardFunction
@@ -51,7 +51,8 @@ class Evaluation:
         average: avg@n, the mean accuracy of the n samples of a prompt: the estimate of pass@1.
         greedy: fraction of prompts whose greedy completion is correct; None when it was not asked for.
         pass_at: k -> probability that one of k samples is correct.
-        distinct_correct_at: k -> expected number of correct completions with different texts among k samples.
+        distinct_correct_at: k -> expected number of different correct answers among k samples: the answers that the
+            reward reads (`equipoise.tasks.task.AnswerReader`), or else the texts of the completions.
         mean_length: tokens of the samples up to and including the end of sequence.
         truncated_fraction: samples without an end of sequence, in [0, 1].
         mean_reward: of the scored samples; None when none was scored.
@@ -85,8 +86,8 @@ class Evaluation:
         return values
 
     def write_samples(self, path: str | os.PathLike[str]) -> None:
-        """One JSON line per prompt: prompt, answer, greedy, completions (each text, reward, verdict,
-        reason, length, truncated, entropy where it was measured).
+        """One JSON line per prompt: prompt, answer, greedy, completions (each text, reward, verdict, reason, length,
+        truncated, entropy where it was measured, given_answer where the reward reads one).
         """
         lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in self.samples]
         write_at_once(Path(path), "".join(lines))
@@ -259,8 +260,12 @@ def check_settings(
 
 
 def _distinct_correct(completions: list[dict[str, Any]], k: int) -> float:
-    """Expected number of different correct texts among k of the samples of one prompt."""
-    counts = Counter(completion["text"] for completion in completions if completion["verdict"] == "correct")
+    """Expected number of different correct answers, or else texts, among k of the samples of one prompt."""
+    counts = Counter(
+        completion.get("given_answer", completion["text"])
+        for completion in completions
+        if completion["verdict"] == "correct"
+    )
     return distinct_at_k(list(counts.values()), len(completions), k)
 
 
@@ -273,6 +278,7 @@ class _Judged(NamedTuple):
     reward: float | None
     verdict: str
     reason: str
+    given_answer: str | None = None
 
 
 def _verdicts(
@@ -287,9 +293,10 @@ def _verdicts(
             for v in judged
         ]
     rewards = rewards_of(reward, dataset, completions, repeats)
+    answers = given_answers_of(reward, dataset, completions, repeats)
     return [
-        _Judged(value, "unscored" if value is None else "correct" if value >= correct_at else "wrong", "")
-        for value in rewards
+        _Judged(value, "unscored" if value is None else "correct" if value >= correct_at else "wrong", "", answer)
+        for value, answer in zip(rewards, answers, strict=True)
     ]
 
 
@@ -302,4 +309,5 @@ def _record(completion: Completion, judged: _Judged) -> dict[str, Any]:
         "length": len(completion.ids),
         "truncated": completion.truncated,
     }
-    return record if completion.entropy is None else record | {"entropy": completion.entropy}
+    measured = {"entropy": completion.entropy, "given_answer": judged.given_answer}
+    return record | {name: value for name, value in measured.items() if value is not None}

@@ -209,6 +209,7 @@ def _is_completion(value: Any) -> bool:
     numbers = [value.get("length"), *(value[k] for k in ("reward", "entropy") if value.get(k) is not None)]
     return (
         all(isinstance(value.get(name), str) for name in ("text", "verdict"))
+        and isinstance(value.get("given_answer", ""), str)
         and all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
         and isinstance(value.get("truncated"), bool)
     )

@@ -13,7 +13,7 @@ from transformers.generation.streamers import BaseStreamer
 from equipoise.errors import InputError
 from equipoise.models.evaluation_ranks import EvaluationRanks
 from equipoise.progress import SamplingBar
-from equipoise.tasks.task import RewardFunction
+from equipoise.tasks.task import AnswerReader, RewardFunction
 
 
 class Completion(NamedTuple):
@@ -249,21 +249,28 @@ def rewards_of(
     """The rewards of all completions, `repeats` per row of the data set, from one call with the keywords TRL uses."""
     if not completions:
         return []
+    returned = reward(**_reward_keywords(dataset, completions, repeats))
+    return [None if value is None else float(value) for value in returned]
+
+
+def given_answers_of(
+    reward: RewardFunction, dataset: Dataset, completions: list[Completion], repeats: int
+) -> list[str | None]:
+    """The answers that all completions give, `repeats` per row of the data set; None where the reward reads none."""
+    if not completions or not isinstance(reward, AnswerReader):
+        return [None] * len(completions)
+    return list(reward.given_answers(**_reward_keywords(dataset, completions, repeats)))
+
+
+def _reward_keywords(dataset: Dataset, completions: list[Completion], repeats: int) -> dict[str, Any]:
     columns = {name: [value for value in dataset[name] for _ in range(repeats)] for name in dataset.column_names}
     prompts = columns.pop("prompt")
     texts: list[Any] = [completion.text for completion in completions]
     if not isinstance(prompts[0], str):
         texts = [[{"role": "assistant", "content": text}] for text in texts]
-    returned = reward(
-        prompts=prompts,
-        completions=texts,
-        completion_ids=[completion.ids for completion in completions],
-        **columns,
-        trainer_state=None,
-        log_extra=_ignore,
-        log_metric=_ignore,
-    )
-    return [None if value is None else float(value) for value in returned]
+    ids = [completion.ids for completion in completions]
+    logs = {"trainer_state": None, "log_extra": _ignore, "log_metric": _ignore}
+    return {"prompts": prompts, "completions": texts, "completion_ids": ids} | columns | logs
 
 
 def _ignore(name: str, value: Any) -> None:

@@ -2,7 +2,7 @@
 
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import datasets
@@ -12,7 +12,7 @@ from equipoise.errors import InputError
 from equipoise.tasks.datasets import with_column
 from equipoise.tasks.messages import alike
 from equipoise.tasks.prompts import without_held_out
-from equipoise.tasks.task import RewardFunction, Task
+from equipoise.tasks.task import AnswerReader, RewardFunction, Task
 
 logger = logging.getLogger("equipoise")
 
@@ -74,21 +74,37 @@ class MixtureReward:
     def __call__(self, *, prompts: list, completions: list, task: list[str], **columns: Any) -> list[float | None]:
         """One reward per completion; the mean of each task is logged as reward/TASK."""
         rewards: list[float | None] = [None] * len(completions)
-        for name, reward in self.rewards.items():
-            rows = [row for row, owner in enumerate(task) if owner == name]
-            if not rows:
-                continue
-            chosen = {
-                key: [values[row] for row in rows] if isinstance(values, list) else values
-                for key, values in ({"prompts": prompts, "completions": completions} | columns).items()
-            }
-            scores = list(reward(**chosen))
+        for name, rows, chosen in self._parts(task, {"prompts": prompts, "completions": completions} | columns):
+            scores = list(self.rewards[name](**chosen))
             for row, score in zip(rows, scores, strict=True):
                 rewards[row] = score
             scored = [score for score in scores if score is not None]
             if scored and "log_metric" in columns:
                 columns["log_metric"](f"reward/{name}", sum(scored) / len(scored))
         return rewards
+
+    def given_answers(self, *, prompts: list, completions: list, task: list[str], **columns: Any) -> list[str | None]:
+        """The answers that the rewards of the tasks read; None for those of a task whose reward reads none."""
+        given: list[str | None] = [None] * len(completions)
+        for name, rows, chosen in self._parts(task, {"prompts": prompts, "completions": completions} | columns):
+            reward = self.rewards[name]
+            if isinstance(reward, AnswerReader):
+                for row, answer in zip(rows, reward.given_answers(**chosen), strict=True):
+                    given[row] = answer
+        return given
+
+    def _parts(self, task: list[str], keywords: dict[str, Any]) -> Iterator[tuple[str, list[int], dict[str, Any]]]:
+        """Each task that has prompts: its name, their rows, and the keywords of its reward."""
+        for name in self.rewards:
+            if rows := [row for row, owner in enumerate(task) if owner == name]:
+                yield (
+                    name,
+                    rows,
+                    {
+                        key: [values[row] for row in rows] if isinstance(values, list) else values
+                        for key, values in keywords.items()
+                    },
+                )
 
 
 def _check(tasks: Sequence[Task], weights: Sequence[float]) -> None:

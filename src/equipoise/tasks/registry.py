@@ -9,6 +9,7 @@ from dataclasses import replace
 from datasets import Dataset
 
 from equipoise.errors import InputError
+from equipoise.tasks.categories import categories_task
 from equipoise.tasks.datasets import with_column
 from equipoise.tasks.environments.calculator import calculator_task
 from equipoise.tasks.environments.text_world import textworld_task
@@ -26,7 +27,7 @@ PREFIXES = ("reasoning_gym:", "data:")
 
 def known_tasks() -> list[str]:
     """The names of all tasks; those that end in a colon take a name, path or hub id after it."""
-    return ["ladder", "calculator", "textworld", *PREFIXES, *MATH_DATA]
+    return ["ladder", "categories", "calculator", "textworld", *PREFIXES, *MATH_DATA]
 
 
 def check_task_name(text: str) -> None:
@@ -147,6 +148,9 @@ def _loaded(term: Term, reward: str, chat: bool, only: int | None) -> Task:
         return math_task(term.name, term.parameters, reward=reward, chat=chat, only=only)
     if prefix == "reasoning_gym":
         task = reasoning_gym_task(rest, term.parameters)
+        return _as_chat(task) if chat else task
+    if term.name == "categories":
+        task = called("task categories", categories_task, term.parameters)
         return _as_chat(task) if chat else task
     if term.name == "calculator":
         return called("task calculator", calculator_task, term.parameters)

@@ -31,6 +31,21 @@ class RewardFunction(Protocol):
         ...
 
 
+@runtime_checkable
+class AnswerReader(Protocol):
+    """What a reward may have beside its call, where questions have many right answers: which answer was given.
+
+    Evaluations then count distinct correct answers by it, and by the texts of the completions where it is None.
+    """
+
+    def given_answers(self, *, prompts: list, completions: list, **columns: Any) -> Sequence[str | None]:
+        """The answer that each completion gives, in a normal form: equal for completions that give the same one.
+
+        Called with the keywords of `RewardFunction`; None where a completion gives none, or where it is not known.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Task:
     """Prompts, held-out prompts and the reward that checks them.
