@@ -12,10 +12,10 @@ from equipoise.commands import side_by_side
 from equipoise.commands.compare import runs as study_runs
 from equipoise.commands.compare.figures import conditions_figure, differences_figure
 from equipoise.commands.compare.results import (
-    EVALUATION,
-    MEASURES,
+    TRAINING,
     Row,
     differences,
+    evaluation_measures,
     markdown,
     rows_of,
     shared_conditions,
@@ -205,7 +205,11 @@ def test_a_preset_of_a_method_overrides_the_base(tmp_path):
 
 def row(condition, method, seed, value):
     run = StudyRun(condition, method, seed, {})
-    return Row(run, dict.fromkeys(MEASURES, value), "" if math.isfinite(value) else "diverged")
+    return Row(
+        run,
+        dict.fromkeys(("greedy", "pass@1", "pass@8", "distinct of 8", *TRAINING), value),
+        "" if math.isfinite(value) else "diverged",
+    )
 
 
 def test_differences_are_paired_by_seed_and_averaged_over_conditions_first():
@@ -226,7 +230,7 @@ def test_tables_and_figures_of_a_study_with_failures(tmp_path):
         row(run.condition, run.method, run.seed, math.nan if run.method == "other" else run.seed + len(run.method))
         for run in study.runs
     ]
-    text = markdown(study, rows, EVALUATION)
+    text = markdown(study, rows, evaluation_measures(study))
     assert "| wide [0.9, 3] | **+9.000** [+9.000, +9.000] (2/2) |" in text
     assert "| other | – |" in text
     assert "## One setting over stale, very stale" in text

@@ -10,13 +10,21 @@ from terminal import Terminal
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from equipoise.diagnostics.estimators import bootstrap_interval, distinct_at_k
 from equipoise.errors import InputError
 from equipoise.models import evaluation as evaluation_module
 from equipoise.models.evaluation import evaluate_policy
 from equipoise.models.evaluation_ranks import EvaluationRanks
+from equipoise.models.sampling import Sampler
 from equipoise.models.warm_starts import ladder_tokenizer
 from equipoise.progress import SamplingBar
 from equipoise.tasks import ladder_reward, ladder_task
@@ -57,7 +65,10 @@ def evaluate(model, tokenizer, dataset, reward=has_a_two, **settings):
 
 
 class Scripted(torch.nn.Module):
-    """A stand-in for a model whose generation is known: the same replies to every prompt, in turn."""
+    """A stand-in for a model whose generation is known: the same replies to every prompt, in turn.
+
+    Of the tokens it draws, the n-th of every completion has n equally likely alternatives.
+    """
 
     def __init__(self, greedy, sampled):
         super().__init__()
@@ -66,13 +77,16 @@ class Scripted(torch.nn.Module):
         self.generation_config = GenerationConfig()
         self.calls = []
 
-    def generate(self, input_ids, attention_mask, generation_config):
+    def generate(self, input_ids, attention_mask, generation_config, logits_processor=()):
         self.calls.append((input_ids, attention_mask, generation_config))
         if not generation_config.do_sample:
             replies = [self.greedy] * len(input_ids)
         else:
             replies = [self.reply(tuple(row.tolist())) for row in input_ids]
         length = max(map(len, replies))
+        for process in logits_processor:
+            for step in range(length):
+                process(input_ids, torch.zeros(len(replies), step + 1))
         padded = [reply + [generation_config.pad_token_id] * (length - len(reply)) for reply in replies]
         return torch.cat([input_ids, torch.tensor(padded)], dim=1)
 
@@ -109,9 +123,10 @@ def test_every_number_by_hand():
     assert [completion["reward"] for completion in record["completions"]] == [1, 1, 1, 0, 0]
     assert record["completions"][4] == {
         "text": "+1 13 +1 14 +1 15", "reward": 0.0, "verdict": "wrong", "reason": "", "length": 6, "truncated": True,
+        "entropy": pytest.approx(math.log(math.factorial(6)) / 6),
     }  # fmt: skip
     assert evaluation.verdicts == {"correct": 3, "wrong": 7}
-    assert evaluation.mean_entropy is None
+    assert evaluation.mean_entropy == pytest.approx(sum(math.log(math.factorial(n)) for n in (5, 5, 5, 3, 6)) / 24)
     assert evaluation.samples[1]["prompt"] == "30 20 ="
     assert model.calls[0][2].eos_token_id == [eos]
 
@@ -478,3 +493,35 @@ def test_a_bar_that_moves_with_every_token_changes_nothing(ladder, steps, monkey
     assert len(bar.shown) > 3 * 5, "within each of the five batches"
     assert bar.shown == sorted(bar.shown)
     assert bar.shown[-1] == 70
+
+
+@pytest.mark.parametrize("layers", [None, ["sliding_attention", "full_attention"]], ids=["full", "with a window"])
+def test_samples_of_one_prompt_share_what_is_computed_of_it(monkeypatch, layers):
+    tokenizer = ladder_tokenizer()
+    settings = {"num_hidden_layers": 2, "vocab_size": len(tokenizer), "hidden_size": 16, "intermediate_size": 32,
+                "num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.3,
+                "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}  # fmt: skip
+    if layers is not None:
+        settings |= {"layer_types": layers, "sliding_window": 8, "use_sliding_window": True}
+    model = Qwen2ForCausalLM(Qwen2Config(**settings)).double().eval()
+    prompts = [tokenizer(" ".join(["+1"] * length))["input_ids"] for length in (30, 20, 17)]
+    repeated = [ids for ids in prompts for _ in range(5)]
+    seen = []
+    model.model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(args[0].shape if args else kwargs["input_ids"].shape),
+        with_kwargs=True,
+    )
+
+    def sampled():
+        sampler = Sampler(model, tokenizer, 6, 15, measures_entropy=True)
+        torch.manual_seed(4)
+        return sampler.completions(repeated, 1.0, lambda count: None)
+
+    together = sampled()
+    shapes, seen[:] = list(seen), []
+    monkeypatch.setattr("equipoise.models.sampling.LEAST_SHARED", 10**6)
+    apart = sampled()
+    assert [(c.ids, c.text, c.truncated) for c in together] == [(c.ids, c.text, c.truncated) for c in apart]
+    assert [c.entropy for c in together] == pytest.approx([c.entropy for c in apart], abs=1e-12)
+    assert seen[0] == (15, 30)
+    assert shapes[:2] == ([(3, 29), (15, 1)] if layers is None else seen[:2])

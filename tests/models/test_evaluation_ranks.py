@@ -5,6 +5,7 @@ The ranks are threads here; processes, with whole and sharded models, are in tes
 
 import threading
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -47,13 +48,23 @@ def evaluated(ranks, count=7, reward=digits, **settings):
     return evaluate_policy(model, character_tokenizer(), data(count), reward, ranks=ranks, **settings)
 
 
+def without_entropies(evaluation):
+    """All but the entropies, which differ in their last digits with what shares a batch."""
+    records = [
+        record | {"completions": [{k: v for k, v in c.items() if k != "entropy"} for c in record["completions"]]}
+        for record in evaluation.samples
+    ]
+    return replace(evaluation, mean_entropy=None, samples=records)
+
+
 @pytest.mark.parametrize("in_step", [False, True])
 @pytest.mark.parametrize(("count", "prompts"), [(2, 7), (3, 7), (4, 2), (2, 1)])
 def test_any_number_of_ranks_measures_the_same_on_every_rank(count, prompts, in_step, shards):
     alone = evaluated(ALONE, prompts)
     assert len({completion["text"] for record in alone.samples for completion in record["completions"]}) > 2
     for end in on_ranks(count, lambda ranks: evaluated(ranks, prompts), in_step=in_step):
-        assert end == alone
+        assert without_entropies(end) == without_entropies(alone)
+        assert end.mean_entropy == pytest.approx(alone.mean_entropy, abs=1e-6)
 
 
 def test_greedy_completions_are_those_of_a_process_alone():

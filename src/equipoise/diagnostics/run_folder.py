@@ -6,6 +6,7 @@ RUN/resolved.yaml     every setting in force
 RUN/environment.json  versions, machine, command, seed
 RUN/metrics.jsonl     one line per update
 RUN/evaluation.jsonl  one line per evaluation on held-out data
+RUN/evaluation_samples.jsonl  every answer of the newest of them, one line per prompt
 RUN/failed_episodes.jsonl  episodes that an environment spoiled, with the cause; only where there are any. Of several
                       processes each has a file: failed_episodes_1.jsonl is that of the second
 RUN/tokens/           token records, with record_tokens
@@ -21,6 +22,7 @@ from equipoise.files import refuse_other_than_own
 CONFIG_FILE, RESOLVED_FILE, ENVIRONMENT_FILE = "config.yaml", "resolved.yaml", "environment.json"
 SIGNATURE_FILE = "signature"
 METRICS_FILE, EVALUATION_FILE = "metrics.jsonl", "evaluation.jsonl"
+EVALUATION_SAMPLES_FILE = "evaluation_samples.jsonl"
 RECORDS_FOLDER, MODEL_FOLDER = "tokens", "model"
 
 CHECKPOINT_PREFIX = "checkpoint-"  # the name is transformers'

@@ -57,7 +57,7 @@ class Evaluation:
         truncated_fraction: samples without an end of sequence, in [0, 1].
         mean_reward: of the scored samples; None when none was scored.
         mean_entropy: of the distributions the tokens of the samples were drawn from, nats, the mean over all tokens;
-            None when it was not measured.
+            None when the sampler does not tell it.
         verdicts: verdict -> number of samples: "correct", "wrong", "unscored", and with the reward "math" also
             "unparsable", "timeout", "memory", "refused", "error" and "bad_gold".
         samples: one record per prompt, in the order of the data set; see `write_samples`.
@@ -143,7 +143,7 @@ def evaluate_policy(
     prompt_ids = encoded_prompts(tokenizer, dataset["prompt"][:], template_kwargs)
     own = ranks.part(len(prompt_ids))
     seeds = [seed_of(seed, row, number) for row in own for number in range(num_samples)] if ranks.own_seeds else None
-    sampler = Sampler(model, tokenizer, max_new_tokens, batch_size, ranks=ranks)
+    sampler = Sampler(model, tokenizer, max_new_tokens, batch_size, measures_entropy=True, ranks=ranks)
     bar = SamplingBar("evaluate", len(own) * (num_samples + greedy), shown=progress and ranks.rank == 0)
     sampler.watch = bar.watch
     with bar, evaluation_mode(model), seeded(seed):

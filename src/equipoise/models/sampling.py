@@ -7,13 +7,17 @@ from typing import Any, NamedTuple, cast
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
+from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer
 from transformers.generation.streamers import BaseStreamer
 
 from equipoise.errors import InputError
 from equipoise.models.evaluation_ranks import EvaluationRanks
 from equipoise.progress import SamplingBar
 from equipoise.tasks.task import AnswerReader, RewardFunction
+
+LEAST_SHARED = 16
+"""Tokens of a prompt from which on its samples share what is computed of it; before, one more call costs more."""
 
 
 class Completion(NamedTuple):
@@ -176,15 +180,15 @@ class Sampler:
 
         And for each row the entropies of its steps, or None.
         """
-        length = max(map(len, prompt_ids))
-        padded = torch.tensor([[self.pad_id] * (length - len(ids)) + ids for ids in prompt_ids])
-        mask = torch.tensor([[0] * (length - len(ids)) + [1] * len(ids) for ids in prompt_ids])
-        device = self.model.device
+        padded, mask = self._padded(prompt_ids)
+        device, length = self.model.device, padded.shape[1]
         recorder = EntropyRecorder(temperature) if self.measures_entropy and temperature is not None else None
         processors = [] if recorder is None else [recorder]
         if seeds is not None and temperature is not None:
             processors, temperature = [*processors, RowNoise(seeds, temperature, device)], None
         extra: dict[str, Any] = {"logits_processor": LogitsProcessorList(processors)} if processors else {}
+        if (cache := self._shared_prefixes(prompt_ids)) is not None:
+            extra["past_key_values"] = cache
         if self.watch is not None:
             extra["streamer"] = StepsTold(self.watch, len(prompt_ids), self.max_new_tokens, self.eos_ids)
         output = self.model.generate(
@@ -195,6 +199,33 @@ class Sampler:
         )
         rows = output[:, length:].tolist()
         return rows, [None] * len(rows) if recorder is None else torch.stack(recorder.steps, dim=1).tolist()
+
+    def _padded(self, prompt_ids: list[list[int]]) -> tuple[Tensor, Tensor]:
+        """Prompts padded on the left, and their mask: [prompts, length of the longest]."""
+        length = max(map(len, prompt_ids))
+        padded = torch.tensor([[self.pad_id] * (length - len(ids)) + ids for ids in prompt_ids])
+        return padded, torch.tensor([[0] * (length - len(ids)) + [1] * len(ids) for ids in prompt_ids])
+
+    def _shared_prefixes(self, prompt_ids: list[list[int]]) -> DynamicCache | None:
+        """Keys and values of all prompt tokens but the last, which the samples of one prompt have in common.
+
+        Computed once for each different prompt. None where that would not pay, or where the model keeps something else
+        (a window, a state) or is sharded.
+        """
+        places: dict[tuple[int, ...], int] = {}
+        rows = [places.setdefault(tuple(ids), len(places)) for ids in prompt_ids]
+        if self.ranks.in_step or 2 * len(places) > len(rows) or max(map(len, places)) <= LEAST_SHARED:
+            return None
+        cache = DynamicCache(config=self.model.config.get_text_config())
+        if not cache.layers or any(type(layer) is not DynamicLayer for layer in cache.layers):
+            return None
+        padded, mask = (tensor[:, :-1].to(self.model.device) for tensor in self._padded([list(ids) for ids in places]))
+        with torch.no_grad():
+            positions = (mask.cumsum(-1) - 1).clamp(min=0)
+            decoder = self.model.get_decoder()
+            decoder(padded, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
+        cache.batch_select_indices(torch.tensor(rows, device=self.model.device))
+        return cache
 
     def _config(self, temperature: float | None) -> GenerationConfig:
         # Whatever is left out here is taken from the model's own generation config, so the neutral values are explicit.

@@ -25,6 +25,7 @@ import equipoise
 from equipoise.diagnostics.run_folder import (
     CONFIG_FILE,
     ENVIRONMENT_FILE,
+    EVALUATION_SAMPLES_FILE,
     METRICS_FILE,
     MODEL_FOLDER,
     RESOLVED_FILE,
@@ -299,7 +300,7 @@ def _evaluate(trainer: EquipoiseTrainer, settings: RunSettings, task: Task, held
         shown = not config.disable_tqdm
         return evaluate_episodes(trainer, held_out, task.evaluation_reward, seed=config.seed, progress=shown)
     with ready_to_generate(trainer) as model:
-        return evaluate_policy(
+        evaluation = evaluate_policy(
             model,
             trainer.processing_class,
             held_out,
@@ -312,7 +313,10 @@ def _evaluate(trainer: EquipoiseTrainer, settings: RunSettings, task: Task, held
             progress=not config.disable_tqdm,
             template_kwargs=template_settings(config.chat_template_kwargs),
             ranks=evaluation_ranks(trainer.accelerator),
-        ).as_dict()
+        )
+    if trainer.accelerator.is_main_process:
+        evaluation.write_samples(Path(str(config.output_dir)) / EVALUATION_SAMPLES_FILE)
+    return evaluation.as_dict()
 
 
 def _write_settings(folder: Path, values: dict[str, Any], config: EquipoiseConfig) -> None:

@@ -11,7 +11,7 @@ from rich.markdown import Markdown
 from tyro.conf import Positional, arg
 
 from equipoise.commands.compare.figures import conditions_figure, differences_figure
-from equipoise.commands.compare.results import EVALUATION, markdown, rows_of, write_rows
+from equipoise.commands.compare.results import evaluation_measures, markdown, rows_of, write_rows
 from equipoise.commands.compare.runs import carry_out
 from equipoise.commands.compare.study import file_name, read_study
 from equipoise.errors import InputError, require
@@ -64,13 +64,13 @@ def compare(options: CompareOptions) -> int:
     rows = rows_of(study, output, failures)
     if not rows:
         raise InputError(f"{output} holds no finished run of {options.study}")
-    write_rows(rows, output / "runs.csv")
+    write_rows(study, rows, output / "runs.csv")
     write_at_once(output / "table.md", markdown(study, rows))
     conditions_figure(study, rows, output / "conditions.png")
     for baseline in study.baselines:
         differences_figure(study, rows, output / f"differences-{file_name(baseline)}.png", baseline=baseline)
     console = Console(width=None if Console().is_terminal else 140)
-    console.print(Markdown(markdown(study, rows, EVALUATION)))
+    console.print(Markdown(markdown(study, rows, evaluation_measures(study))))
     missing = len(study.runs) - len(rows)
     console.print(
         f"{len(rows) - len(failures)} runs, {len(failures)} failed, {missing} not run yet. Everything: {output}"

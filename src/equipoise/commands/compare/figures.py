@@ -12,11 +12,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from equipoise.commands.compare.results import MEASURES, Row, differences, shared_conditions
+from equipoise.commands.compare.results import Row, differences, evaluation_measures, measures, shared_conditions
 from equipoise.commands.compare.study import Study
 from equipoise.diagnostics.figure import COLORS
 
-DIFFERENCES = ("greedy", "pass@1", "pass@8")
 MARKERS = "osD^vPX*<>hp"
 
 
@@ -36,7 +35,7 @@ def differences_figure(study: Study, rows: Sequence[Row], path: Path, *, baselin
     if len(shared_conditions(study)) > 1:
         conditions.append(("all that every method ran under", shared_conditions(study)))
     shown = [m for m in methods if any((c, m) in ran for _, chosen in conditions for c in chosen)]
-    cells = [(measure, title, chosen) for measure in DIFFERENCES for title, chosen in conditions]
+    cells = [(measure, title, chosen) for measure in evaluation_measures(study) for title, chosen in conditions]
     # Measures below each other; side by side where there is one condition.
     num_columns = len(conditions) if len(conditions) > 1 else len(cells)
     num_rows = len(cells) // num_columns
@@ -66,12 +65,12 @@ def _intervals(panel: Axes, found: Sequence) -> None:
 
 def conditions_figure(study: Study, rows: Sequence[Row], path: Path) -> None:
     """One panel per measure: the mean over seeds of every method against the condition, with its standard error."""
-    measures = [m for m in MEASURES if any(np.isfinite(r.values[m]) for r in rows)]
+    shown = [m for m in measures(study) if any(np.isfinite(r.values[m]) for r in rows)]
     columns = 4
-    lines = -(-len(measures) // columns)
+    lines = -(-len(shown) // columns)
     figure = Figure(figsize=(15, 3.3 * lines + 1), layout="constrained", dpi=110)
     panels = figure.subplots(lines, columns, squeeze=False).ravel()
-    for panel, measure in zip(panels, measures, strict=False):
+    for panel, measure in zip(panels, shown, strict=False):
         for number, method in enumerate(study.methods):
             _against_conditions(panel, study, rows, method, measure, number)
         panel.set_title(measure, fontsize=10)
@@ -80,7 +79,7 @@ def conditions_figure(study: Study, rows: Sequence[Row], path: Path) -> None:
         panel.spines[["top", "right"]].set_visible(False)
         if "gradient" in measure and any(r.values[measure] > 0 for r in rows):
             panel.set_yscale("log")
-    for panel in panels[len(measures) :]:
+    for panel in panels[len(shown) :]:
         panel.set_axis_off()
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=9, frameon=False)

@@ -20,22 +20,38 @@ from equipoise.diagnostics.metric_names import GRADIENT_NORM
 from equipoise.diagnostics.paired import PairedDifference, paired_difference
 from equipoise.diagnostics.runs import RunRecord, read_run
 from equipoise.files import file_at_once
+from equipoise.settings.run import EvaluationSettings
 
-LAST_UPDATES = 50
+LAST_FRACTION = 1 / 8
+"""Of a run's updates, over which what it ends with is averaged."""
 
-EVALUATION = ("greedy", "pass@1", "pass@8", "distinct of 8")
+
+def _end(curve: np.ndarray) -> float:
+    return float(curve[-max(1, round(len(curve) * LAST_FRACTION)) :].mean())
+
+
 TRAINING: dict[str, tuple[str, Callable[[np.ndarray], float]]] = {
-    "entropy": ("equipoise/entropy", lambda x: float(x[-LAST_UPDATES:].mean())),
+    "entropy": ("equipoise/entropy", lambda x: _end(x)),
     "gradient norm": (GRADIENT_NORM, lambda x: float(np.median(x))),
     "largest gradient norm": (GRADIENT_NORM, lambda x: float(x.max())),
     "ratio tail": ("equipoise/ratio_tail_fraction", lambda x: float(x.mean())),
-    "lower bound": ("equipoise/bounds_low", lambda x: float(x[-LAST_UPDATES:].mean())),
-    "upper bound": ("equipoise/bounds_high", lambda x: float(x[-LAST_UPDATES:].mean())),
+    "lower bound": ("equipoise/bounds_low", lambda x: _end(x)),
+    "upper bound": ("equipoise/bounds_high", lambda x: _end(x)),
     "exhausted": ("equipoise/bounds_exhausted", lambda x: float(x.mean())),
 }
-MEASURES = (*EVALUATION, *TRAINING)
-"""Of the final evaluation on held-out prompts; entropy and bounds are means over the last 50 updates, the gradient norm
-is the median and the maximum over the run, the ratio tail (outside [0.5, 2]) and exhausted are means over the run."""
+"""Entropy and bounds are means over the last eighth of the updates, the gradient norm is the median and the maximum of
+the run, the ratio tail (outside [0.5, 2]) and exhausted are means over it."""
+
+
+def evaluation_measures(study: Study) -> tuple[str, ...]:
+    """Of the final evaluation on held-out prompts: greedy, pass@k for every k of `evaluate_k`, distinct answers."""
+    ks = sorted({k for run in study.runs for k in run.keys.get("evaluate_k", EvaluationSettings().evaluate_k)})
+    return ("greedy", *(f"pass@{k}" for k in ks), f"distinct of {ks[-1]}")
+
+
+def measures(study: Study) -> tuple[str, ...]:
+    """All that is measured of a run of the study."""
+    return (*evaluation_measures(study), *TRAINING)
 
 
 @dataclass(frozen=True)
@@ -53,25 +69,23 @@ def rows_of(study: Study, output: Path, failures: dict[StudyRun, str] | None = N
     rows = []
     for run in study.runs:
         if is_finished(run, output):
-            rows.append(Row(run, measures_of(read_run(run.folder(output))), ""))
+            found = measures_of(read_run(run.folder(output)))
+            rows.append(Row(run, {name: found.get(name, math.nan) for name in measures(study)}, ""))
         elif run in failures:
-            rows.append(Row(run, dict.fromkeys(MEASURES, math.nan), failures[run]))
+            rows.append(Row(run, dict.fromkeys(measures(study), math.nan), failures[run]))
     return rows
 
 
 def measures_of(record: RunRecord) -> dict[str, float]:
-    """The measures of a finished run."""
+    """All measures of a finished run."""
     final: dict[str, Any] = record.evaluations[-1] if record.evaluations else {}
 
     def estimate(value: dict[str, float] | None) -> float:
         return math.nan if value is None else value["mean"]
 
-    values = {
-        "greedy": estimate(final.get("greedy")),
-        "pass@1": estimate(final.get("pass_at", {}).get("1")),
-        "pass@8": estimate(final.get("pass_at", {}).get("8")),
-        "distinct of 8": estimate(final.get("distinct_correct_at", {}).get("8")),
-    }
+    values = {"greedy": estimate(final.get("greedy"))}
+    values |= {f"pass@{k}": estimate(value) for k, value in final.get("pass_at", {}).items()}
+    values |= {f"distinct of {k}": estimate(value) for k, value in final.get("distinct_correct_at", {}).items()}
     for name, (key, summary) in TRAINING.items():
         _, curve = record.curve(key)
         values[name] = summary(curve) if len(curve) else math.nan
@@ -99,21 +113,21 @@ def shared_conditions(study: Study) -> list[str]:
     return [c for c in study.conditions if all((c, m) in ran for m in study.methods)]
 
 
-def write_rows(rows: Sequence[Row], path: Path) -> None:
+def write_rows(study: Study, rows: Sequence[Row], path: Path) -> None:
     """runs.csv, whole or not at all."""
     with file_at_once(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["condition", "method", "seed", *MEASURES, "error"])
+        writer.writerow(["condition", "method", "seed", *measures(study), "error"])
         for row in rows:
-            numbers = [f"{row.values[m]:.6g}" if math.isfinite(row.values[m]) else "" for m in MEASURES]
+            numbers = [f"{row.values[m]:.6g}" if math.isfinite(row.values[m]) else "" for m in measures(study)]
             writer.writerow([row.run.condition, row.run.method, row.run.seed, *numbers, row.error])
 
 
-def markdown(study: Study, rows: Sequence[Row], measures: Sequence[str] = MEASURES) -> str:
-    """The tables: one per condition, one over the conditions that all methods share."""
+def markdown(study: Study, rows: Sequence[Row], names: Sequence[str] | None = None) -> str:
+    """The tables: one per condition, one over the conditions that all methods share; of all measures, or of `names`."""
     num_seeds = len({row.run.seed for row in rows})
     parts = [f"# {study.title}", f"Means over {num_seeds} seeds."]
-    shown = [m for m in measures if any(math.isfinite(r.values[m]) for r in rows)]
+    shown = [m for m in names or measures(study) if any(math.isfinite(r.values[m]) for r in rows)]
     for condition in study.conditions:
         methods = [m for m in study.methods if any((r.run.condition, r.run.method) == (condition, m) for r in rows)]
         if methods:
@@ -130,11 +144,11 @@ def markdown(study: Study, rows: Sequence[Row], measures: Sequence[str] = MEASUR
     return "\n\n".join(parts) + "\n"
 
 
-def _means(rows: Sequence[Row], methods: Sequence[str], measures: Sequence[str], conditions: Sequence[str]) -> str:
-    lines = [["method", *measures, "runs"]]
+def _means(rows: Sequence[Row], methods: Sequence[str], names: Sequence[str], conditions: Sequence[str]) -> str:
+    lines = [["method", *names, "runs"]]
     for method in methods:
         chosen = [r for r in rows if r.run.method == method and r.run.condition in conditions and not r.error]
-        lines.append([method, *(_mean([r.values[m] for r in chosen]) for m in measures), str(len(chosen))])
+        lines.append([method, *(_mean([r.values[m] for r in chosen]) for m in names), str(len(chosen))])
     return _table(lines)
 
 
@@ -143,10 +157,11 @@ def _paired(study: Study, rows: Sequence[Row], methods: Sequence[str], condition
     for baseline in study.baselines:
         if baseline not in methods:
             continue
-        lines = [[f"minus {baseline}", *EVALUATION]]
+        compared = evaluation_measures(study)
+        lines = [[f"minus {baseline}", *compared]]
         for method in methods:
             if method != baseline:
-                cells = [_difference(differences(rows, method, baseline, m, conditions)) for m in EVALUATION]
+                cells = [_difference(differences(rows, method, baseline, m, conditions)) for m in compared]
                 lines.append([method, *cells])
         tables.append(_table(lines))
     return "Paired differences, mean [95% interval] (seeds in which it is higher):\n\n" + "\n\n".join(tables)
