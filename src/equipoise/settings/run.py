@@ -106,12 +106,18 @@ class EvaluationSettings:
         default=0, metadata={"help": "Evaluate on the held-out data every N updates; 0: only at the end."}
     )
     evaluate_samples: int = field(default=16, metadata={"help": "Samples per held-out prompt."})
+    evaluate_temperature: float | None = field(
+        default=None, metadata={"help": "Of these samples; unset: the temperature of training."}
+    )
     evaluate_k: list[int] = field(default_factory=lambda: [1, 8], metadata={"help": "The k of pass@k."})
     evaluate_prompts: int | None = field(default=None, metadata={"help": "Use only the first N held-out prompts."})
 
     def _check_evaluation(self) -> None:
         prompts = self.evaluate_prompts
         require("evaluate_prompts", prompts, ">= 1", prompts is None or prompts >= 1, error=InputError)
+        temperature = self.evaluate_temperature
+        fits = temperature is None or 1e-6 <= temperature <= 1e6
+        require("evaluate_temperature", temperature, ">= 1e-6 and <= 1e6", fits, error=InputError)
         for name, (least, most) in {"evaluate_every": (0, 2**31), "evaluate_samples": (1, MOST_SAMPLES)}.items():
             value = getattr(self, name)
             require(name, value, f">= {least} and <= {most}", least <= value <= most, error=InputError)

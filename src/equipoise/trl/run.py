@@ -307,7 +307,7 @@ def _evaluate(trainer: EquipoiseTrainer, settings: RunSettings, task: Task, held
             task.evaluation_reward,
             num_samples=settings.evaluate_samples,
             ks=settings.evaluate_k,
-            temperature=config.temperature,
+            temperature=settings.evaluate_temperature or config.temperature,
             max_new_tokens=task.max_completion_length or config.max_completion_length,
             seed=config.seed,
             progress=not config.disable_tqdm,
