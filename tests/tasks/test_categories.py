@@ -7,7 +7,7 @@ from importlib.resources import files
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from equipoise.errors import InputError
@@ -54,23 +54,25 @@ def reward(category, *completions, prompts=None, **columns):
 
 @every_category
 def test_every_spelling_of_every_member_is_found_in_every_answer(category):
-    missed = []
+    missed, cases = [], itertools.cycle(CASES)
     for member, spellings in members()[category].items():
         for spelling in spellings:
             for answer in ANSWERS:
-                texts = [case(answer.format(spelling, in_plural(spelling))) for case in CASES]
-                missed += [text for text in texts if named_member(text, category) != member]
+                text = next(cases)(answer.format(spelling, in_plural(spelling)))
+                missed += [text] if named_member(text, category) != member else []
+    assert len(ANSWERS) % len(CASES), "so that every answer comes in every case"
     assert not missed
 
 
 @every_category
-def test_no_wording_names_a_member(category):
+def test_no_question_names_a_member(category):
+    first, spellings = next(iter(members()[category])), itertools.chain(*members()[category].values())
+    forms = [" ".join(words(form)) for spelling in spellings for form in (spelling, in_plural(spelling))]
     for wording in WORDINGS:
         text = prompt(wording, category)
-        assert len(words(text)) <= MAX_WORDS, "or the question would be wrong as an answer for its length alone"
+        assert [form for form in forms if f" {form} " in f" {' '.join(words(text))} "] == []
         assert named_member(text, category) is None
-        member = next(iter(members()[category]))
-        assert named_member(member, category, prompt=text) == member
+        assert named_member(first, category, prompt=text) == first
 
 
 @every_category
@@ -110,7 +112,10 @@ def test_the_article_fits_the_sound_of_the_name(category):
 @every_category
 def test_a_list_a_choice_and_a_repetition_score_nothing(category):
     names = [name for name in members()[category] if len(name.split()) == 1]
+    spellings = set(itertools.chain(*members()[category].values()))
     for one, other in itertools.pairwise(names):
+        if f"{one} {other}" in spellings:  # "english literature"
+            continue
         for text in (f"{one}, {other}", f"{one} or {other}", f"{one} {other}", f"{one}/{other}", f"{one}\n{other}"):
             assert named_member(text, category) is None, text
         for text in (f"{one} {one}", f"{one}. {one.title()} is", f"{one} and {plural(one)}"):
@@ -119,12 +124,12 @@ def test_a_list_a_choice_and_a_repetition_score_nothing(category):
 
 @every_category
 def test_a_member_within_another_word_is_none(category):
-    forms = {form for spellings in members()[category].values() for form in map(tuple, map(words, spellings))}
-    for member in members()[category]:
-        for text in (f"x{member}", f"{member}zzz", f"{member}1"):
-            if tuple(words(text)) not in forms:
-                assert named_member(text, category) in (None, *members()[category])
-                assert named_member(text, category) != member
+    spellings = set(itertools.chain(*members()[category].values()))
+    forms = spellings | set(map(in_plural, spellings))
+    for spelling in spellings:
+        for text in (f"x{spelling}", f"{spelling}zzz", f"{spelling}1"):
+            if spelling.isalpha() and text not in forms:
+                assert named_member(text, category) is None
 
 
 @every_category
@@ -186,6 +191,7 @@ def test_members_that_the_prompt_names_are_echoes(category):
         assert given == [0.0, 1.0, 1.0]
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.text(), st.text(), st.sampled_from(list(members())))
 def test_any_text_is_a_member_or_none(text, question, category):
     member = named_member(text, category, prompt=question)
@@ -193,6 +199,7 @@ def test_any_text_is_a_member_or_none(text, question, category):
     assert named_member(text.upper(), category) == named_member(text.upper().lower(), category)
 
 
+@settings(max_examples=100, deadline=None)
 @given(
     st.lists(
         st.sampled_from(["a", "an", "apple", "apples", "fig", "bear", "polar", "?", "black", "berry"]), max_size=14
