@@ -106,6 +106,21 @@ def test_the_article_fits_the_sound_of_the_name(category):
     assert (article == "an") == (category in vowels)
 
 
+@every_category
+@pytest.mark.parametrize(
+    "phrase",
+    [
+        "Sure! Here is one for you:", "Of course, I'd be happy to help you with", "Sorry, I can't help with that.",
+        "As an AI language model, I don't have", "Here you go:", "Certainly! Let me think about it.", "Let's go with",
+        "I'm not sure what you mean by that.", "Great question! The main one that I know well is",
+        "Thank you for asking me!", "Please let me know more, and I can", "I am excited to tell you, it's basic",
+        "Hello! How can I assist you today?", "That is a very good and simple question.",
+    ],
+)  # fmt: skip
+def test_small_talk_names_nothing(category, phrase):
+    assert named_member(phrase, category) is None
+
+
 # The lists are taken as they are from here on: these rules hold for any member.
 
 

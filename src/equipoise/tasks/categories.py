@@ -192,9 +192,8 @@ def members() -> dict[str, dict[str, list[str]]]:
 
 def plural(word: str) -> str:
     """The plural of an English noun, as the usual rules and a few exceptions make it."""
-    for singular, exception in _IRREGULAR.items():
-        if word == singular:
-            return exception
+    if word in _IRREGULAR:
+        return _IRREGULAR[word]
     if re.search(r"[^aeiou]y$", word):
         return word[:-1] + "ies"
     if word.endswith("man") and word not in ("human", "ottoman"):
