@@ -55,7 +55,7 @@ def test_a_real_run(trained, capsys):
         "sampling and training log-probs", "learning rate", "bf16", "settings without effect", "sampled distribution",
     }  # fmt: skip
     assert "4 updates per rollout batch" in findings["batch arithmetic"]["evidence"]
-    assert "100% are accepted (shortest chains)" in findings["verifier self-test"]["evidence"]
+    assert "100% are accepted (right completions of the task)" in findings["verifier self-test"]["evidence"]
     assert code == int(any(f["severity"] == "wrong" for f in findings.values()))
 
 

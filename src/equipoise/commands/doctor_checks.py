@@ -19,7 +19,6 @@ from equipoise.models.randomness import seeded
 from equipoise.models.sampling import Completion, Sampler, evaluation_mode, rewards_of
 from equipoise.models.statistics_head import add_statistics_head
 from equipoise.tasks import Task
-from equipoise.tasks.ladder import shortest_ladder
 
 ANSWERS = 64
 """Examples of the verifier's self-test."""
@@ -74,7 +73,9 @@ def check_verifier(task: Task | None, reason: str = "no data was named") -> Find
     if share >= MOST:
         return ok(name, seen)
     report = (
-        wrong if share == 0 and task.reward.__name__ in ("exact_reward", "math_reward", "ladder_reward") else warning
+        wrong
+        if share == 0 and (task.right_completions or task.reward.__name__ in ("exact_reward", "math_reward"))
+        else warning
     )
     return report(
         name, seen,
@@ -91,9 +92,9 @@ def _sample_rows(task: Task) -> Dataset:
 
 
 def _right_completions(task: Task, rows: Dataset) -> dict[str, list[str]]:
-    """Completions that should be accepted, by form; those of the ladder are found by search."""
-    if task.name == "ladder" and task.reward.__name__ == "ladder_reward":
-        return {"shortest chains": [shortest_ladder(prompt) for prompt in rows["prompt"]]}
+    """Completions that should be accepted, by form; some tasks make theirs."""
+    if task.right_completions is not None:
+        return {"right completions of the task": task.right_completions(rows)}
     return {form: [render(answer) for answer in rows["answer"]] for form, render in ANSWER_FORMS.items()}
 
 

@@ -46,11 +46,11 @@ HELD_OUT_WORDINGS = (
 _WORD = re.compile(r"[^\W_]+")
 _POSSESSIVE = re.compile(r"['’]s\b")
 _SIGNED = {"c++": "cplusplus", "c#": "csharp", "f#": "fsharp"}  # the only members with signs that are no words
-_SIGNED_NAME = re.compile(r"(?<!\w)(c\+\+|[cf]#)")
+_SIGNED_NAME = re.compile(r"(?<![^\W_])(c\+\+|[cf]#)")
 _IRREGULAR = {
     "mouse": "mice", "louse": "lice", "goose": "geese", "foot": "feet", "tooth": "teeth", "ox": "oxen",
-    "person": "people", "cactus": "cacti", "narcissus": "narcissi", "gladiolus": "gladioli", "knife": "knives", "wolf": "wolves",
-    "calf": "calves", "shelf": "shelves", "scarf": "scarves", "loaf": "loaves", "leaf": "leaves", "half": "halves",
+    "person": "people", "cactus": "cacti", "narcissus": "narcissi", "gladiolus": "gladioli", "knife": "knives",
+    "wolf": "wolves", "calf": "calves", "shelf": "shelves", "scarf": "scarves", "leaf": "leaves",
 }  # fmt: skip
 
 
@@ -78,7 +78,14 @@ def categories_task(seed: int = 0) -> Task:
     ]
     generator.shuffle(train)
     generator.shuffle(held_out)
-    return Task("categories", _rows(train), _rows(held_out), categories_reward, MAX_COMPLETION_LENGTH)
+    return Task(
+        name="categories",
+        train=_rows(train),
+        held_out=_rows(held_out),
+        reward=categories_reward,
+        max_completion_length=MAX_COMPLETION_LENGTH,
+        right_completions=some_members,
+    )
 
 
 class CategoriesReward:
@@ -157,6 +164,15 @@ def named_member(text: str, category: str, *, prompt: str = "") -> str | None:
     return named[0] if len(named) == 1 else None
 
 
+def some_members(rows: Dataset) -> list[str]:
+    """A right completion of each row: members in turn, so that rows of one category have different ones.
+
+    Args:
+        rows: column "answer", names of categories.
+    """
+    return [list(members()[category])[row % len(members()[category])] for row, category in enumerate(rows["answer"])]
+
+
 def words(text: str) -> list[str]:
     """The words of a text in lower case, without accents, punctuation and the 's of a genitive."""
     plain = "".join(sign for sign in unicodedata.normalize("NFKD", text) if unicodedata.category(sign) != "Mn")
@@ -176,9 +192,8 @@ def members() -> dict[str, dict[str, list[str]]]:
 
 def plural(word: str) -> str:
     """The plural of an English noun, as the usual rules and a few exceptions make it."""
-    for singular, exception in _IRREGULAR.items():
-        if word == singular:
-            return exception
+    if word in _IRREGULAR:
+        return _IRREGULAR[word]
     if re.search(r"[^aeiou]y$", word):
         return word[:-1] + "ies"
     if word.endswith("man") and word not in ("human", "ottoman"):
@@ -210,8 +225,11 @@ def _prompt_text(prompt: str | list[dict[str, Any]]) -> str:
 
 
 @functools.cache
-def _forms(category: str) -> dict[tuple[str, ...], str]:
-    """Words of a form -> the member: every spelling, and its last word in the plural, also with "es" after an o."""
+def _forms(category: str) -> tuple[dict[tuple[str, ...], str], int]:
+    """Words of a form -> the member: every spelling, and its last word in the plural, also with "es" after an o.
+
+    Beside it the number of words of the longest form.
+    """
     inflections: tuple[Callable[[str], str], ...] = (
         str,
         plural,
@@ -221,13 +239,13 @@ def _forms(category: str) -> dict[tuple[str, ...], str]:
     for member, spellings in members()[category].items():
         for *first, last in map(words, spellings):
             forms |= {(*first, inflect(last)): member for inflect in inflections}
-    return forms
+    return forms, max(map(len, forms))
 
 
 def _mentions(text: list[str], category: str) -> Iterator[str]:
     """The members that the words name, from left to right; of forms that begin at the same word the longest."""
-    forms, begin = _forms(category), 0
-    longest = max(map(len, forms))
+    forms, longest = _forms(category)
+    begin = 0
     while begin < len(text):
         for length in range(longest, 0, -1):
             if (member := forms.get(tuple(text[begin : begin + length]))) is not None:

@@ -50,6 +50,7 @@ def ladder_task(seed: int = 0) -> Task:
         held_out=_pair_dataset(pairs[:num_held_out]),
         reward=ladder_reward,
         max_completion_length=MAX_COMPLETION_LENGTH,
+        right_completions=lambda rows: list(map(shortest_ladder, rows["prompt"])),
     )
 
 

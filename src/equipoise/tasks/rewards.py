@@ -18,7 +18,7 @@ from equipoise.errors import InputError
 from equipoise.tasks.datasets import one_line, shortened
 from equipoise.tasks.mathematics import marked_answer
 from equipoise.tasks.shaping import TERMS
-from equipoise.tasks.task import MAX_REWARD, RewardFunction, completion_text
+from equipoise.tasks.task import MAX_REWARD, AnswerReader, RewardFunction, completion_text
 from equipoise.tasks.terms import Term, called, nearest, parsed_terms
 from equipoise.tasks.verification import VerifierPool, shared_pool
 from equipoise.user_modules import import_of_the_user
@@ -181,7 +181,8 @@ def checked(reward: Callable[..., Any]) -> RewardFunction:
 
     It runs in this process, as it is the user's own. The time that it takes is logged as reward/NAME_seconds, and a
     call that takes more than a minute is reported while it lasts. Single None values are kept: TRL leaves those
-    completions unscored. The wrapper has the function's `__name__`.
+    completions unscored. The wrapper has the function's `__name__`, and its `given_answers` where it is an
+    `AnswerReader`, whose failures and results are checked likewise.
 
     Raises:
         InputError: here, when the function is asynchronous; from a call, when the function raises (with file and line),
@@ -207,7 +208,25 @@ def checked(reward: Callable[..., Any]) -> RewardFunction:
         return _checked_rewards(name, returned, prompts, len(completions))
 
     checked_reward.__name__ = name  # functools.wraps leaves it alone for objects that have none
+    if isinstance(reward, AnswerReader):
+        vars(checked_reward)["given_answers"] = functools.partial(_checked_answers, name, reward)
     return checked_reward
+
+
+def _checked_answers(name: str, reward: AnswerReader, **keywords: Any) -> list[str | None]:
+    try:
+        answers = reward.given_answers(**keywords)
+    except (InputError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise InputError(f"given_answers of {name!r} raised {one_line(error)}{_place(error)}") from error
+    count = len(keywords["completions"])
+    if not isinstance(answers, list | tuple) or len(answers) != count:
+        raise InputError(f"given_answers of {name!r} must return a list of {count}, got {shortened(answers)}")
+    for answer in answers:
+        if answer is not None and not isinstance(answer, str):
+            raise InputError(f"given_answers of {name!r} must return texts or None, got {shortened(answer)}")
+    return list(answers)
 
 
 @contextlib.contextmanager

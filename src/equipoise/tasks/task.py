@@ -58,6 +58,8 @@ class Task:
         max_completion_length: tokens a correct completion may need, end of sequence included; None when not known.
         verifier: scores completions of held-out prompts, 1.0 for a correct one; None: the reward does that too.
         environment_factory: makes environments for multi-turn episodes, as TRL calls it; None for single answers.
+        right_completions: a completion of each row of `train` (or of a part of it) that is correct; None: the column
+            "answer" has them.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Task:
     max_completion_length: int | None
     verifier: RewardFunction | None = None
     environment_factory: Callable[[], Any] | None = None
+    right_completions: Callable[[Dataset], list[str]] | None = None
 
     @property
     def evaluation_reward(self) -> RewardFunction:

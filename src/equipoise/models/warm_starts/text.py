@@ -39,7 +39,7 @@ def warm_start_text(
     learning_rate: float = 3e-3,
     progress: bool = True,
 ) -> Path:
-    """The folder of a model of characters trained on a task's training prompts and answers.
+    """The folder of a model of characters trained on training prompts and answers, or the right completions of a task.
 
     Args:
         task: its training data have text prompts and answers; its held-out data are not seen, but for their characters.
@@ -58,7 +58,7 @@ def warm_start_text(
     """
     folder = new_folder(folder)
     pairs = _pairs(task)
-    tokenizer = _character_tokenizer(task)
+    tokenizer = _character_tokenizer(task, [answer for _, answer in pairs])
     with seeded(seed), folder_at_once(folder) as staging:
         model = small_model(tokenizer, max_positions=LONGEST_TEXT + 1)
         texts = _TokenizedPairs(pairs, tokenizer, steps * batch_size, np.random.default_rng(seed))
@@ -70,7 +70,8 @@ def _pairs(task: Task) -> list[tuple[str, str]]:
     columns = task.train.column_names
     if "prompt" not in columns or "answer" not in columns or not isinstance(task.train[0]["prompt"], str):
         raise InputError(f"a warm start needs text prompts and answers, task {task.name} has {', '.join(columns)}")
-    pairs = [(prompt, str(answer)) for prompt, answer in zip(task.train["prompt"], task.train["answer"], strict=True)]
+    answers = map(str, task.train["answer"]) if task.right_completions is None else task.right_completions(task.train)
+    pairs = list(zip(task.train["prompt"], answers, strict=True))
     longest = max(len(prompt) + len(answer) for prompt, answer in pairs)
     if longest > LONGEST_TEXT:
         raise InputError(
@@ -79,10 +80,10 @@ def _pairs(task: Task) -> list[tuple[str, str]]:
     return pairs
 
 
-def _character_tokenizer(task: Task) -> PreTrainedTokenizerBase:
+def _character_tokenizer(task: Task, answers: list[str]) -> PreTrainedTokenizerBase:
     """One token per character that occurs in the task, held-out prompts included, so that each can be encoded."""
     texts = [text for data in (task.train, task.held_out) if data is not None for text in data["prompt"]]
-    texts += list(map(str, task.train["answer"]))
+    texts += answers
     characters = sorted(set().union(*texts))
     vocabulary = {PAD: 0, EOS: 1} | {character: number for number, character in enumerate(characters, start=2)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=PAD))
