@@ -13,6 +13,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -188,9 +189,7 @@ def run(chosen: argparse.Namespace) -> int:
 
 
 def _named(run: StudyRun, folder: Path) -> Any:
-    record = read_run(run.folder(folder))
-    record.name = run.method
-    return record
+    return replace(read_run(run.folder(folder)), name=run.method)
 
 
 def written_results(

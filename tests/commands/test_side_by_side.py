@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 import side_by_side_jobs as jobs
@@ -33,13 +34,23 @@ def test_a_failure_is_its_last_line_and_the_others_go_on(tmp_path, capsys):
     assert failures == {
         "refuse": f"refuse cannot be used (see {tmp_path / 'refuse.log'})",
         "crash": f"RuntimeError: a bug (see {tmp_path / 'crash.log'})",
-        "vanish": "it ended without a word",
+        "vanish": "it ended without a word (exit code 3)",
     }
     assert (tmp_path / "note" / "found.json").exists()
     assert (tmp_path / "refuse.log").read_text().startswith("begun\n")
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" ")[:2] for line in lines] == [[f"{k}/4", name] for k, name in enumerate(functions, start=1)]
     assert all(failures.get(name, "") in line for name, line in zip(functions, lines, strict=True))
+
+
+def test_a_log_lies_where_it_is_looked_for_wherever_the_first_work_was_done(tmp_path, monkeypatch):
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        assert work([Job("refuse", Path("refuse"), jobs.refuse)], 1, ENVIRONMENT) == {
+            "refuse": "refuse cannot be used (see refuse.log)"
+        }
+        assert (tmp_path / name / "refuse.log").exists()
 
 
 @pytest.mark.parametrize("num_jobs", [2, 3])

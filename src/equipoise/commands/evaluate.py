@@ -131,6 +131,7 @@ def _write(outputs: Sequence[Path], numbers: dict[str, dict[str, Any]]) -> None:
     failures = []
     for path in outputs:
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             write_at_once(path, WRITERS[path.suffix](numbers))
         except OSError as error:
             failures.append(f"--output {path} cannot be written: {error.strerror or error}")

@@ -84,9 +84,9 @@ def _work(job: dict[str, Any]) -> None:
     from equipoise.redaction import log_to_stderr, without_secrets
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.chdir(job["cwd"])  # first: the log's path is relative to it, and the server may have begun elsewhere
     _redirect(job["log"])
     log_to_stderr()
-    os.chdir(job["cwd"])
     sys.path[:] = job["path"]
     module, _, function = job["function"].partition(":")
     with user_modules.kept():

@@ -8,6 +8,7 @@ import atexit
 import os
 import queue
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -81,7 +82,7 @@ def work(jobs: list[Job], num_jobs: int, environment: Mapping[str, str]) -> dict
                     if name in ended:
                         del running[name]
                         if ended[name]:
-                            failures[name] = _last_line(job.log)
+                            failures[name] = _last_line(job.log, ended[name])
                         bars.finish(job, failures.get(name))
         finally:
             if running:
@@ -196,12 +197,13 @@ class _Bars:
             sys.stdout.flush()
 
 
-def _last_line(log: Path) -> str:
+def _last_line(log: Path, code: int) -> str:
     with suppress(FileNotFoundError):
         lines = log.read_text(errors="replace").strip().splitlines()
         if lines:
             return f"{lines[-1].removeprefix('equipoise: ')} (see {log})"
-    return "it ended without a word"
+    how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    return f"it ended without a word ({how})"
 
 
 def num_updates(run_folder: Path) -> int:

@@ -360,6 +360,7 @@ def _finish(trainer: EquipoiseTrainer, folder: Path) -> None:
         cause = cause_of_failed_write(error, folder)
         advice = f"once that is mended, continue with --resume {folder}"
         raise InputError(f"{folder / MODEL_FOLDER} cannot be written: {cause}; {advice}") from error
-    finally:  # of an interruption too
-        shutil.rmtree(temporary, ignore_errors=True)
+    finally:  # of an interruption too; the others are done before the main process has written all of it
+        if trainer.accelerator.is_main_process:
+            shutil.rmtree(temporary, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
