@@ -241,6 +241,9 @@ def test_the_path_is_as_before_once_a_command_has_ended(workplace, capsys):
         {"model_init_kwargs": {"trust_remote_code": True}}, {"model_init_kwargs": "{trust_remote_code: true}"},
         {"model_init_kwargs": {"attn_implementation": "a/b"}}, {"generation_kwargs": {"custom_generate": "a/b"}},
         {"model_init_kwargs": {"use_kernels": True}}, {"task": "textworld?folder=games"},
+        {"model_init_kwargs": {"attn_implementation": {"text_config": "sdpa", "vision_config": "a/b"}}},
+        {"model_init_kwargs": {"experts_implementation": ["a/b"]}},
+        {"model_init_kwargs": {"trust_remote_code": {"a": 1}}}, {"model_init_kwargs": [{"custom_generate": "a/b"}]},
     ],
 )  # fmt: skip
 def test_keys_that_name_code(keys):
@@ -258,6 +261,7 @@ def test_keys_that_name_code(keys):
         {"trust_remote_code": False}, {"model_init_kwargs": {"attn_implementation": "sdpa"}},
         {"task": "0.5*ladder + reasoning_gym:chain_sum?min_terms=2"}, {"task": "textworld?rooms=2"},
         {"model_init_kwargs": {"trust_remote_code": False}},
+        {"model_init_kwargs": {"attn_implementation": {"": "eager", "text_config": "sdpa"}, "trust_remote_code": {}}},
     ],
 )  # fmt: skip
 def test_keys_that_name_none(keys):

@@ -62,17 +62,38 @@ def _game_folders(keys: Mapping[str, Any]) -> list[str]:
     return [str(t.parameters["folder"]) for t in terms if t.name == "textworld" and t.parameters.get("folder")]
 
 
+FROM_HUB = ("attn_implementation", "experts_implementation")
+"""What may be a kernel "owner/name" of the hub; for each part of a model too, in a mapping."""
+
+IMPORTING = ("trust_remote_code", "use_kernels", "allow_all_kernels", "custom_generate")
+"""What imports code where it is set at all."""
+
+
 def _model_code(value: Any, name: str = "") -> list[str]:
     """Settings of transformers that let it import what a model folder or a repository of the hub holds."""
     if isinstance(value, str) and name.endswith("_kwargs"):  # a mapping as text
         return (
             [name] if any(word in value for word in ("trust_remote_code", "attn_impl", "kernel", "custom_gen")) else []
         )
+    if name in IMPORTING:
+        return [f"{name}: {shortened(value)}"] if value else []
+    if name in FROM_HUB:
+        return [f"{name}: {shortened(value)}"] if "/" in str(value) else []
+    return [found for key, item in _items(value, name) for found in _model_code(item, key)]
+
+
+def kernels_of_hub(value: Any, name: str = "") -> list[str]:
+    """What of a model's own configuration names kernels of the hub, as messages show it."""
+    if name.removeprefix("_") in FROM_HUB:
+        return [f"{name}: {shortened(value)}"] if "/" in str(value) else []
+    return [found for key, item in _items(value, name) for found in kernels_of_hub(item, key)]
+
+
+def _items(value: Any, name: str) -> list[tuple[str, Any]]:
+    """What is in a mapping by its key, in a list by the name of the list."""
     if isinstance(value, Mapping):
-        return [found for key, item in value.items() for found in _model_code(item, str(key))]
-    names_code = bool(value) and name in ("trust_remote_code", "use_kernels", "allow_all_kernels", "custom_generate")
-    from_hub = name in ("attn_implementation", "experts_implementation") and "/" in str(value)
-    return [f"{name}: {shortened(value)}"] if names_code or from_hub else []
+        return [(str(key), item) for key, item in value.items()]
+    return [(name, item) for item in value] if isinstance(value, list) else []
 
 
 def require_trust(

@@ -29,6 +29,7 @@ from equipoise.diagnostics.run_folder import (
 )
 from equipoise.errors import InputError
 from equipoise.files import PART, clear, set_aside, sync, sync_folder, write_at_once
+from equipoise.inputs.json_text import json_object
 from equipoise.trl.inventory import fault, inventory
 
 logger = logging.getLogger("equipoise")
@@ -119,11 +120,11 @@ def read_marker(folder: Path) -> dict[str, Any]:
             f"{folder} has no {CHECKPOINT_MARKER}: its writing was interrupted, or it is no checkpoint of equipoise"
         )
     try:
-        state = json.loads((folder / CHECKPOINT_MARKER).read_text(encoding="utf-8"))
+        state = json_object(folder / CHECKPOINT_MARKER)
         newer = state["format"] > FORMAT
         if not newer:
             _check_marker(state)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder / CHECKPOINT_MARKER} is damaged: {error}; use another checkpoint") from error
     if newer:
         raise CheckpointError(
