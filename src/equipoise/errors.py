@@ -87,7 +87,8 @@ def shortened(value: object, limit: int = 80) -> str:
 
 def name_shown(name: str, limit: int = 80) -> str:
     """A name that was given, as a message shows it: what cannot be printed escaped, and no more than `limit`."""
-    return name if name.isprintable() and len(name) <= limit else shortened(name, limit + 1)[1:].removesuffix("'")
+    escaped = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name[: limit + 1])
+    return escaped if len(escaped) <= limit else escaped[: limit - 1] + "…"
 
 
 def _pieces(value: object, limit: int, depth: int) -> Iterator[str]:

@@ -130,6 +130,25 @@ def test_rewards_that_end_the_process(workplace, capsys, name):  # noqa: F811
     assert not Path("run").exists()
 
 
+@pytest.mark.parametrize("key", ["dataset", "eval_dataset"])
+def test_data_of_a_configuration_are_told_with_its_file(workplace, capsys, key):  # noqa: F811
+    keys = {"model": "model", "dataset": "data.jsonl", "reward": "exact", "output_dir": "run"} | {key: "away.jsonl"}
+    Path("own.yaml").write_text(json.dumps(keys))
+    said = f"{key} away.jsonl: no such file"
+    assert refusal(["train", "--config", "own.yaml"], capsys) == f"equipoise: config own.yaml: {said}"
+    assert refusal(["train", "--config", "own.yaml", f"--{key}", "away.jsonl"], capsys) == f"equipoise: {said}"
+
+
+def test_data_of_a_run_are_told_with_its_folder(workplace, capsys):  # noqa: F811
+    assert main(arguments(max_steps=2)) == 0
+    Path("held_out.jsonl").unlink()
+    for words in (["train", "--resume", "run"], ["evaluate", "run"]):
+        assert refusal(words, capsys).startswith("equipoise: run/config.yaml: eval_dataset held_out.jsonl: no such")
+    Path("data.jsonl").unlink()
+    for words in (["train", "--resume", "run"], ["probe", "run", "--output", "new"]):
+        assert refusal(words, capsys).startswith("equipoise: run/config.yaml: dataset data.jsonl: no such file")
+
+
 LONG = "x" * 5000
 
 

@@ -104,8 +104,8 @@ def refuse_code(folder: Path) -> None:
     if adapter.get("megatron_config"):
         module = shortened(adapter.get("megatron_core"))
         raise InputError(
-            f"model file {folder / ADAPTER}: megatron_config makes peft import megatron_core, {module}, and nothing here "
-            "runs on it: remove both"
+            f"model file {folder / ADAPTER}: megatron_config makes peft import megatron_core, {module}, which nothing "
+            "here needs: remove both"
         )
 
 
