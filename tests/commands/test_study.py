@@ -86,9 +86,19 @@ def test_names_become_folders():
         ({"base": {"preset": []}, "warm_start": False}, r"study.*\.yaml, .*preset must be one of"),
         ({"seeds": [-1]}, "seeds must be a list of different whole numbers"),
         ({"seeds": "1"}, "seeds must be a list"),
+        *(
+            ({key: value}, f"{key} must be a mapping")
+            for key in ("base", "methods", "conditions")
+            for value in (0, [], "")
+        ),
+        *(({"methods": {"GRPO": value}}, "methods, GRPO must be a mapping") for value in (0, [], False, "")),
+        *(({"conditions": {"stale": value}}, "conditions, stale must be a mapping") for value in (0, [], False, "")),
+        *(({"only": value}, "only must map conditions") for value in (0, [], False, "")),
+        *(({"baselines": value}, "baselines must be a list") for value in (0, [], False, "", ["GRPO"] * 2)),
+        ({"only": {"stale": []}}, "only, stale must be a list of names, each once"),
         ({"only": {"stael": ["GRPO"]}}, "only must map conditions to lists of methods"),
-        ({"only": {"stale": ["GRP"]}}, "only, stale must be a list of names out of 'GRPO'"),
-        ({"baselines": ["GRP"]}, "baselines must be a list of names out of"),
+        ({"only": {"stale": ["GRP"]}}, "only, stale must be a list of names, each once, out of 'GRPO'"),
+        ({"baselines": ["GRP"]}, "baselines must be a list of names, each once, out of"),
         ({"warm_start": "ladder"}, "warm_start must be true or false, got 'ladder'"),
         ({"warm_start": True}, "either warm_start or a model in base, not both"),
         (

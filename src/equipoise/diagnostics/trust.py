@@ -24,10 +24,14 @@ from typing import Any
 from equipoise.diagnostics.run_folder import CONFIG_FILE, SIGNATURE_FILE
 from equipoise.errors import InputError, shortened
 from equipoise.files import write_at_once
+from equipoise.inputs.regular_files import file_bytes
+from equipoise.inputs.yaml_text import MOST_BYTES
+from equipoise.paths import same_place
 
 logger = logging.getLogger("equipoise")
 
 KEY_BYTES = 32
+MOST_SIGNATURE_BYTES = 1024
 _MEANING = b"equipoise: configuration of a run\0"
 
 
@@ -120,17 +124,17 @@ def require_trust(
 
 def is_named(folder: Path, trusted: Sequence[Path]) -> bool:
     """Whether it is one of these folders, by whatever path."""
-    return any(other.resolve() == folder.resolve() for other in trusted)
+    return any(same_place(other, folder) for other in trusted)
 
 
 def is_own(folder: Path) -> bool:
     """Whether this user began the run on this machine, and its configuration is still the one it began with."""
     try:
-        signature = (folder / SIGNATURE_FILE).read_text(encoding="ascii").strip()
-        key, configuration = _key(), (folder / CONFIG_FILE).read_bytes()
-    except (OSError, ValueError):
+        signature = file_bytes(folder / SIGNATURE_FILE, "", MOST_SIGNATURE_BYTES).strip()
+        key, configuration = _key(), file_bytes(folder / CONFIG_FILE, "", MOST_BYTES)
+    except InputError:
         return False
-    return key is not None and hmac.compare_digest(signature, _signature(key, configuration))
+    return key is not None and hmac.compare_digest(signature, _signature(key, configuration).encode())
 
 
 def sign(folder: Path, configuration: str) -> None:

@@ -102,7 +102,7 @@ def checked_keys(
         InputError: an unknown key, with the nearest known one, or a value of the wrong type.
     """
     checked = {}
-    for given, value in ((str(key), value) for key, value in values.items()):  # `true: 1` and `7: 1` are unknown too
+    for given, value in values.items():
         name = name_shown(given)
         key = ALIASES.get(given, given)
         if given in GONE:

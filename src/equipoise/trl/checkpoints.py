@@ -30,6 +30,7 @@ from equipoise.diagnostics.run_folder import (
 from equipoise.errors import InputError
 from equipoise.files import PART, clear, set_aside, sync, sync_folder, write_at_once
 from equipoise.inputs.json_text import json_object
+from equipoise.paths import same_place
 from equipoise.trl.inventory import fault, inventory
 
 logger = logging.getLogger("equipoise")
@@ -179,7 +180,7 @@ def check_whole(folder: Path, *, contents: bool = True) -> dict[str, Any]:
 def _offered(damaged: Path) -> str:
     """What to resume from in place of a damaged checkpoint."""
     for other in reversed(checkpoint_folders(damaged.parent)):
-        if other.resolve() != damaged.resolve() and is_complete(other):
+        if not same_place(other, damaged) and is_complete(other):
             with suppress(CheckpointError):
                 if fault(other, read_marker(other).get("files", {})) is None:
                     return f"The newest whole checkpoint is {other}: resume from that one"
@@ -209,7 +210,7 @@ def rotate(run_folder: str | Path, limit: int | None, best: str | None) -> None:
     complete = [folder for folder in _removable(run_folder) if is_complete(folder)]
     if not complete or limit is None or limit <= 0:
         return
-    kept = {complete[-1], *(folder for folder in complete if best and folder.resolve() == Path(best).resolve())}
+    kept = {complete[-1], *(folder for folder in complete if best and same_place(folder, best))}
     others = [folder for folder in complete if folder not in kept]
     for folder in others[: max(len(complete) - max(limit, len(kept)), 0)]:
         with suppress(OSError):
@@ -219,7 +220,7 @@ def rotate(run_folder: str | Path, limit: int | None, best: str | None) -> None:
 def keep_only(run_folder: str | Path, best: str) -> None:
     """Remove the checkpoints of equipoise but the best, as transformers does at the end of a run that may keep one."""
     for folder in _removable(run_folder):
-        if is_complete(folder) and folder.resolve() != Path(best).resolve():
+        if is_complete(folder) and not same_place(folder, best):
             with suppress(OSError):
                 _remove(folder)
 
