@@ -149,6 +149,23 @@ def test_data_of_a_run_are_told_with_its_folder(workplace, capsys):  # noqa: F81
         assert refusal(words, capsys).startswith("equipoise: run/config.yaml: dataset data.jsonl: no such file")
 
 
+@pytest.mark.parametrize(("words", "named"), [
+    (["doctor", "model", "--learning_rate", "0.1"], "--learning_rate"),
+    (["report", "run", "--port", "1234"], "--port"),
+    (["report", "run", "--refresh", "5"], "--refresh"),
+    (["report", "run", "--live", "--force"], "--force"),
+    (["evaluate", "model", "--task", "ladder", "--reward", "exact"], "--reward"),
+    (["evaluate", "model", "--task", "aime_2024", "--reward", "judges:digits"], "--reward"),
+])  # fmt: skip
+def test_options_that_would_have_no_effect_are_refused(workplace, capsys, words, named):  # noqa: F811
+    assert named in refusal(words, capsys)
+
+
+def test_words_to_a_chat_template_that_is_not_used_are_told(workplace, caplog):  # noqa: F811
+    assert main([*EVALUATE, "--chat_template_kwargs", "{enable_thinking: false}"]) == 0
+    assert "chat_template_kwargs has no effect" in caplog.text
+
+
 LONG = "x" * 5000
 
 

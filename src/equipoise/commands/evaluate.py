@@ -24,7 +24,7 @@ from equipoise.errors import InputError, read_from, require
 from equipoise.files import write_at_once
 from equipoise.models.evaluation import Evaluation
 from equipoise.models.loading import load_model, load_tokenizer, template_settings
-from equipoise.models.prompts import encoded_prompts
+from equipoise.models.prompts import encoded_prompts, tell_untold
 from equipoise.models.resumable_evaluation import SampleFile, data_fingerprint, evaluate_in_batches
 from equipoise.models.sampling import Sampler
 from equipoise.models.vllm_sampling import VllmSampler, vllm_engine
@@ -150,6 +150,11 @@ WRITERS = {
 def _check(options: EvaluateOptions) -> None:
     for task in options.data.tasks:
         check_task_name(task)
+    if options.data.reward and options.data.tasks and not any(map(is_own_data, options.data.tasks)):
+        named = " ".join(options.data.tasks)
+        raise InputError(
+            f"--reward is for data of your own (--dataset): {named} has its own, got {options.data.reward!r}"
+        )
     outputs = options.output or ()
     for path in outputs:
         if path.suffix not in WRITERS and not path.exists():
@@ -235,6 +240,8 @@ def _evaluate(name: str, benchmarks: list[HeldOut], files: list, options: Evalua
     """The evaluations of one model, which is loaded once."""
     model_code, sampling = options.trust.model_code(name), options.sampling
     tokenizer = load_tokenizer(model_of(name), trust_remote_code=model_code)
+    for data in benchmarks:
+        tell_untold(data.dataset["prompt"][:], data.template_kwargs)
     encoded = [
         encoded_prompts(tokenizer, data.dataset["prompt"][:], data.template_kwargs, model=name) for data in benchmarks
     ]

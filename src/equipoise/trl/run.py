@@ -50,6 +50,7 @@ from equipoise.trl.beginning import Beginning
 from equipoise.trl.callbacks import HeldOutEvaluation, MetricsRecorder, ProgressBar
 from equipoise.trl.checkpoints import check_whole, set_later_aside
 from equipoise.trl.config import EquipoiseConfig
+from equipoise.trl.effects import tell_without_effect
 from equipoise.trl.endings import told
 from equipoise.trl.episodes import evaluate_episodes
 from equipoise.trl.keys import build, read_config, with_secrets
@@ -84,6 +85,7 @@ def train(
     """
     values = with_secrets(values, "the keys of this run")
     settings, config = build(values)
+    tell_without_effect(values, settings, config)
     folder, beginning = Path(str(config.output_dir)), Beginning()
     created = _new_folder(folder)
     with told(folder):
