@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from equipoise.errors import InputError, require
+from equipoise.errors import InputError, name_shown, require
 
 
 def test_a_value_within_its_range_passes():
@@ -28,3 +28,16 @@ def test_a_message_is_bounded_and_can_be_printed_whatever_was_given():
     assert text.startswith("config xxx")
     assert text.endswith(r"key must be a number, got 'a\x1b[2J\x00'")
     assert str(InputError("é 数\n→")) == "é 数\n→"
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [("seed", "seed"), ("seed\n", "seed\\n"), ("a b", "a b"), ("\x1b[2J", "\\x1b[2J"), ("", ""), ("it's\t", "it's\\t")],
+)
+def test_a_name_is_shown_as_it_was_typed(name, shown):
+    assert name_shown(name) == shown
+
+
+def test_a_long_name_is_cut():
+    assert len(name_shown("x" * 5000)) == 80
+    assert name_shown("x" * 80) == "x" * 80

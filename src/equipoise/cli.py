@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from equipoise import __version__, user_modules
-from equipoise.errors import InputError, did_you_mean, shortened
+from equipoise.errors import InputError, did_you_mean, name_shown, shortened
 from equipoise.interrupts import Interrupted, handled, raise_interrupted
 from equipoise.paths import check_path
 from equipoise.redaction import log_to_stderr, without_secrets
@@ -206,7 +206,7 @@ def _unknown(word: str, known: dict[str, Any]) -> str:
     name = word.lstrip("-").partition("=")[0].replace("-", "_")
     if name in GONE:
         return f"flag --{now_written(name, '…')}"
-    return f"flag --{name} is not known{did_you_mean(name, known)}"
+    return f"flag --{name_shown(name)} is not known{did_you_mean(name, known)}"
 
 
 def _refuse(words: list[str], event: Any) -> None:

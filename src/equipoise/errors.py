@@ -1,7 +1,8 @@
 """The one exception that the command line turns into a single line and exit code 2, and the words of such lines."""
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 
 LONGEST_MESSAGE = 1000
 """Characters; of a longer one beginning and end are shown."""
@@ -19,6 +20,37 @@ class InputError(ValueError):
         if len(text) > LONGEST_MESSAGE:
             text = f"{text[: LONGEST_MESSAGE * 2 // 3]} … {text[-LONGEST_MESSAGE // 3 :]}"
         return "".join(c if c.isprintable() or c.isspace() else ascii(c)[1:-1] for c in text)
+
+
+class SettingError(InputError):
+    """What a key of a run names cannot be used; whoever has read the key tells where (`read_from`).
+
+    Attributes:
+        key: of the run.
+    """
+
+    def __init__(self, message: str, key: str):
+        super().__init__(message)
+        self.key = key
+
+
+@contextmanager
+def read_from(origin: str, keys: Collection[str]) -> Iterator[None]:
+    """Put the file that a key was read from before a message about it.
+
+    Args:
+        origin: as messages name it: "config FILE".
+        keys: those that it has and nothing overrides.
+
+    Raises:
+        InputError: in the place of a `SettingError` about one of them.
+    """
+    try:
+        yield
+    except SettingError as error:
+        if error.key not in keys:
+            raise
+        raise InputError(f"{origin}: {error}") from error
 
 
 def require(name: str, value: object, rule: str, holds: bool, *, error: type[ValueError] = ValueError) -> None:
@@ -51,6 +83,12 @@ def shortened(value: object, limit: int = 80) -> str:
             break
     text = " ".join("".join(pieces).split())
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def name_shown(name: str, limit: int = 80) -> str:
+    """A name that was given, as a message shows it: what cannot be printed escaped, and no more than `limit`."""
+    escaped = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name[: limit + 1])
+    return escaped if len(escaped) <= limit else escaped[: limit - 1] + "…"
 
 
 def _pieces(value: object, limit: int, depth: int) -> Iterator[str]:

@@ -36,6 +36,14 @@ def check_path(path: str | Path, name: str) -> None:
         raise InputError(f"{name} {shortened(str(path))} is no path that can be used: {error}") from error
 
 
+def same_place(one: str | Path, other: str | Path) -> bool:
+    """Whether two paths lead to the same place; links in a circle, which `Path.resolve` raises for, are themselves."""
+    try:
+        return os.path.realpath(one) == os.path.realpath(other)
+    except ValueError:  # a NUL, or half of a character
+        return False
+
+
 def check_new_file(path: Path, name: str) -> None:
     """Refuse a file that cannot be written; nothing is made.
 

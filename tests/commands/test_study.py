@@ -76,6 +76,9 @@ def test_names_become_folders():
             "'a b' and 'a_b' would share the folder",
         ),
         ({"methods": {"GRPO": {"sed": 1}}}, "on policy / GRPO: sed is not known; did you mean seed?"),
+        ({"methods": {"GRPO": {True: 1}}}, "on policy / GRPO: True is not known"),
+        ({"methods": {"GRPO": {7: 1, None: 2}}}, "on policy / GRPO: 7 is not known"),
+        ({"methods": {"GRPO": {1.5: 1}}}, "on policy / GRPO: 1.5 is not known"),
         ({"methods": {"GRPO": {"seed": 1}}}, "on policy / GRPO: seed is set by the study"),
         ({"methods": {"GRPO": {"epsilon": -1}}}, "on policy / GRPO: epsilon must be >= 0 and <= 1e"),
         ({"seeds": [1, 1]}, r"seeds must be a list of different whole numbers from 0 to \d+, got \[1, 1\]"),
@@ -83,9 +86,19 @@ def test_names_become_folders():
         ({"base": {"preset": []}, "warm_start": False}, r"study.*\.yaml, .*preset must be one of"),
         ({"seeds": [-1]}, "seeds must be a list of different whole numbers"),
         ({"seeds": "1"}, "seeds must be a list"),
+        *(
+            ({key: value}, f"{key} must be a mapping")
+            for key in ("base", "methods", "conditions")
+            for value in (0, [], "")
+        ),
+        *(({"methods": {"GRPO": value}}, "methods, GRPO must be a mapping") for value in (0, [], False, "")),
+        *(({"conditions": {"stale": value}}, "conditions, stale must be a mapping") for value in (0, [], False, "")),
+        *(({"only": value}, "only must map conditions") for value in (0, [], False, "")),
+        *(({"baselines": value}, "baselines must be a list") for value in (0, [], False, "", ["GRPO"] * 2)),
+        ({"only": {"stale": []}}, "only, stale must be a list of names, each once"),
         ({"only": {"stael": ["GRPO"]}}, "only must map conditions to lists of methods"),
-        ({"only": {"stale": ["GRP"]}}, "only, stale must be a list of names out of 'GRPO'"),
-        ({"baselines": ["GRP"]}, "baselines must be a list of names out of"),
+        ({"only": {"stale": ["GRP"]}}, "only, stale must be a list of names, each once, out of 'GRPO'"),
+        ({"baselines": ["GRP"]}, "baselines must be a list of names, each once, out of"),
         ({"warm_start": "ladder"}, "warm_start must be true or false, got 'ladder'"),
         ({"warm_start": True}, "either warm_start or a model in base, not both"),
         (

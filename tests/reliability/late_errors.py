@@ -214,12 +214,16 @@ def command(case: Case) -> list[str]:
     """The command line of a case."""
     if case.command != "train":
         return _option(case)
+    return ["train", *(f"--{key}={_word(value)}" for key, value in keys_of(case).items() if value is not None)]
+
+
+def keys_of(case: Case) -> dict[str, Any]:
+    """The keys of a case with those under which they have an effect."""
     keys = dict(BASE)
     for key, _ in case.keys:
         fitting = [prefix for prefix in CONTEXT if key.startswith(prefix)]
         keys |= CONTEXT[max(fitting, key=len)] if fitting else {}
-    keys |= dict(case.keys)
-    return ["train", *(f"--{key}={_word(value)}" for key, value in keys.items() if value is not None)]
+    return keys | dict(case.keys)
 
 
 def _option(case: Case) -> list[str]:

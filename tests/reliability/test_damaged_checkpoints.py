@@ -1,6 +1,7 @@
 """A checkpoint from which something is missing, or in which something has changed, is refused by name."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from equipoise.cli import main
 from equipoise.diagnostics.run_folder import CHECKPOINT_MARKER, HOST_STATE
+from equipoise.errors import InputError
 from equipoise.trl import checkpoints
 from equipoise.trl.checkpoints import CheckpointError, check_whole
 
@@ -99,11 +101,43 @@ def test_nothing_is_offered_where_nothing_is_whole(run):
         check_whole(run / "checkpoint-2")
 
 
-def test_a_checkpoint_of_an_older_version_is_read_with_a_word(run, caplog):
-    marker = run / "checkpoint-2" / CHECKPOINT_MARKER
-    state = json.loads(marker.read_text())
+def of_an_older_version(folder):
+    """As it was before markers had a list of files."""
+    state = json.loads((folder / CHECKPOINT_MARKER).read_text())
     del state["files"], state["xxh3_128"]
-    marker.write_text(json.dumps(state | {"format": 1}))
+    (folder / CHECKPOINT_MARKER).write_text(json.dumps(state | {"format": 1}))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"])
+def test_a_checkpoint_of_an_older_version_without_one_of_its_parts_is_refused(run, name):
+    for number in (1, 2):
+        of_an_older_version(run / f"checkpoint-{number}")
+    (run / "checkpoint-2" / name).unlink()
+    with pytest.raises(CheckpointError, match=rf"{re.escape(name[:9])}.* is missing.*checkpoint-1: resume from that"):
+        check_whole(run / "checkpoint-2")
+    (run / "checkpoint-1" / name).unlink()
+    with pytest.raises(CheckpointError, match="There is no whole checkpoint"):
+        check_whole(run / "checkpoint-2")
+
+
+def test_a_damaged_state_of_an_older_version_is_named(run):
+    path = of_an_older_version(run / "checkpoint-2") / HOST_STATE
+    damage(path, "truncated")
+    with pytest.raises(InputError, match=re.escape(str(path))):
+        check_whole(run / "checkpoint-2")
+
+
+@pytest.mark.parametrize("form", [0, -1, 1.0, 1.5, True, "1", None, [1], {}], ids=str)
+def test_a_format_that_is_none_is_said(run, form):
+    marker = of_an_older_version(run / "checkpoint-2") / CHECKPOINT_MARKER
+    marker.write_text(json.dumps(json.loads(marker.read_text()) | {"format": form}))
+    with pytest.raises(CheckpointError, match=r"equipoise.json is damaged: format must be a whole number"):
+        check_whole(run / "checkpoint-2")
+
+
+def test_a_checkpoint_of_an_older_version_is_read_with_a_word(run, caplog):
+    of_an_older_version(run / "checkpoint-2")
     subject = make(run)
     subject.train(resume_from_checkpoint=True)
     assert subject.state.global_step == 3

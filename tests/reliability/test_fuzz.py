@@ -2,7 +2,6 @@
 
 import os
 import random
-import re
 import subprocess
 import sys
 import threading
@@ -26,18 +25,13 @@ from fuzz.verdict import Ended, problems
 from equipoise.errors import InputError
 
 INPUTS = 2000
-UNNAMED = 5
-"""Kinds of refusals that are one line, but in the host's own words, or of a flag spelt with a line end. To become 0."""
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_no_input_breaks_a_command(tmp_path):
     ended = _fuzz("--inputs", INPUTS, "--kept", tmp_path)
-    groups = [line for line in ended.stdout.splitlines() if re.match(r" +\d+ x ", line)]
-    unnamed = [line for line in groups if "names nothing that was given" in line]
-    assert groups == unnamed, ended.stdout + ended.stderr[-2000:]
-    assert len(unnamed) <= UNNAMED, ended.stdout
+    assert ended.returncode == 0, ended.stdout + ended.stderr[-2000:]
 
 
 def _fuzz(*arguments):

@@ -12,11 +12,14 @@ from pathlib import Path
 
 import pytest
 from command_line import arguments, refusal, workplace  # noqa: F401  (a fixture)
+from late_errors import all_cases, keys_of
 from trl.trainer.grpo_config import GRPOConfig
 
 from equipoise.cli import main
 from equipoise.commands import evaluate
+from equipoise.errors import InputError
 from equipoise.trl import run
+from equipoise.trl.keys import build, checked_keys, known_keys
 from equipoise.trl.ranges import RULES
 
 pytestmark = pytest.mark.slow
@@ -38,6 +41,56 @@ def test_keys_and_options_at_and_beyond_their_bounds(cases):
     tool = Path(__file__).with_name("late_errors.py")
     ended = subprocess.run([sys.executable, tool, *cases], capture_output=True, text=True, timeout=3600)
     assert ended.returncode == 0, ended.stdout + ended.stderr[-2000:]
+
+
+def test_settings_that_are_refused_are_named(workplace):  # noqa: F811
+    """In the words of a host too, which may name another key, a value alone, or nothing."""
+    refused, unnamed = 0, []
+    for case in all_cases():
+        given = {key: value for key, value in keys_of(case).items() if value is not None}
+        try:
+            build(checked_keys(given, "flag --"))
+        except InputError as error:
+            refused += 1
+            if set(re.findall(r"\w+", str(error))).isdisjoint(given):
+                unnamed.append((str(case), str(error)))
+    assert refused > 500
+    assert not unnamed
+
+
+GIVEN = {"model": "m", "task": "ladder", "output_dir": "run", "max_steps": 3, "seed": 7, "learning_rate": 0.25,
+         "optim": "nonsense", "run_name": "a/b c.json", "bf16": True}  # fmt: skip
+ALL = ", ".join(GIVEN)
+
+
+@pytest.mark.parametrize(
+    ("message", "named"),
+    [
+        ("max_steps is too small", None),
+        ("something about 7 and more", "seed"),
+        ("something about seed=7 and more", None),
+        ("must not be 0.25", "learning_rate"),
+        ("must not be 0.25.", "learning_rate"),
+        ("must not be 10.25, 0.255, 70 or x.7", ALL),
+        ("cannot open a/b c.json", "run_name"),
+        ("True is not a valid choice", ALL),
+        ("nonsense is none of adamw, sgd", "optim"),
+        ("gradient_checkpointing must be set", None),
+        ("gradient_checkpointing must not be nonsense", "optim"),
+        ("there is no file ''", ALL),
+    ],
+)
+def test_a_hosts_refusal_is_told_with_the_keys_whose_values_it_quotes(monkeypatch, message, named):
+    known_keys()
+
+    def refuse(**_):
+        raise ValueError(message)
+
+    monkeypatch.setattr("equipoise.trl.keys.EquipoiseConfig", refuse)
+    with pytest.raises(InputError) as refused:
+        build(dict(GIVEN))
+    told = re.search(r"\(of the keys (.*)\)$", str(refused.value))
+    assert (told and told[1]) == named
 
 
 def test_every_number_of_the_hosts_has_a_range():
@@ -75,6 +128,42 @@ def test_rewards_that_end_the_process(workplace, capsys, name):  # noqa: F811
     Path("praises.py").write_text(f"def judge(completions, **columns):\n{CALLS[name]}\n")
     assert "reward function 'judge' raised" in refusal(arguments(reward="praises:judge"), capsys)
     assert not Path("run").exists()
+
+
+@pytest.mark.parametrize("key", ["dataset", "eval_dataset"])
+def test_data_of_a_configuration_are_told_with_its_file(workplace, capsys, key):  # noqa: F811
+    keys = {"model": "model", "dataset": "data.jsonl", "reward": "exact", "output_dir": "run"} | {key: "away.jsonl"}
+    Path("own.yaml").write_text(json.dumps(keys))
+    said = f"{key} away.jsonl: no such file"
+    assert refusal(["train", "--config", "own.yaml"], capsys) == f"equipoise: config own.yaml: {said}"
+    assert refusal(["train", "--config", "own.yaml", f"--{key}", "away.jsonl"], capsys) == f"equipoise: {said}"
+
+
+def test_data_of_a_run_are_told_with_its_folder(workplace, capsys):  # noqa: F811
+    assert main(arguments(max_steps=2)) == 0
+    Path("held_out.jsonl").unlink()
+    for words in (["train", "--resume", "run"], ["evaluate", "run"]):
+        assert refusal(words, capsys).startswith("equipoise: run/config.yaml: eval_dataset held_out.jsonl: no such")
+    Path("data.jsonl").unlink()
+    for words in (["train", "--resume", "run"], ["probe", "run", "--output", "new"]):
+        assert refusal(words, capsys).startswith("equipoise: run/config.yaml: dataset data.jsonl: no such file")
+
+
+@pytest.mark.parametrize(("words", "named"), [
+    (["doctor", "model", "--learning_rate", "0.1"], "--learning_rate"),
+    (["report", "run", "--port", "1234"], "--port"),
+    (["report", "run", "--refresh", "5"], "--refresh"),
+    (["report", "run", "--live", "--force"], "--force"),
+    (["evaluate", "model", "--task", "ladder", "--reward", "exact"], "--reward"),
+    (["evaluate", "model", "--task", "aime_2024", "--reward", "judges:digits"], "--reward"),
+])  # fmt: skip
+def test_options_that_would_have_no_effect_are_refused(workplace, capsys, words, named):  # noqa: F811
+    assert named in refusal(words, capsys)
+
+
+def test_words_to_a_chat_template_that_is_not_used_are_told(workplace, caplog):  # noqa: F811
+    assert main([*EVALUATE, "--chat_template_kwargs", "{enable_thinking: false}"]) == 0
+    assert "chat_template_kwargs has no effect" in caplog.text
 
 
 LONG = "x" * 5000

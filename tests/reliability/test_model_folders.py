@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from trainer_setup import character_tokenizer, tiny_model
 
 from equipoise.errors import InputError
+from equipoise.models import loading
 from equipoise.models.loading import load_model, load_tokenizer
 
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
@@ -137,3 +138,54 @@ def test_gguf_without_a_configuration_is_told_what_to_do(tmp_path, as_file):
     file.write_bytes(b"GGUF")
     with pytest.raises(InputError, match=r"GGUF.*gguf_file='small-q8\.gguf'"):
         load_tokenizer(str(file if as_file else tmp_path))
+
+
+NAMES_KERNELS = [
+    {"attn_implementation": "owner/kernel"}, {"_attn_implementation": "owner/kernel@v1:entry"},
+    {"attn_implementation": {"text_config": "owner/kernel"}}, {"text_config": {"attn_implementation": "owner/kernel"}},
+    {"experts_implementation": "owner/kernel"}, {"sub": [{"_experts_implementation": "owner/kernel"}]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("keys", NAMES_KERNELS)
+def test_kernels_of_the_hub_that_a_folder_names_need_a_word(model, monkeypatch, keys):
+    configured(model, **keys)
+    monkeypatch.setattr(loading, "_loaded", lambda *_, **__: pytest.fail("transformers has read the folder"))
+    with pytest.raises(InputError, match=r"config\.json names code .*owner/kernel"):
+        load_model(str(model), on_cpu=True)
+    with pytest.raises(pytest.fail.Exception, match="has read"):
+        load_model(str(model), on_cpu=True, trust_remote_code=True)
+
+
+def adapter_of(model, folder, **changes):
+    adapted = get_peft_model(load_model(str(model), on_cpu=True), LoraConfig(target_modules=["q_proj"]))
+    adapted.save_pretrained(folder)
+    config = json.loads((folder / "adapter_config.json").read_text()) | changes
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_an_adapter_imports_nothing_that_it_names(model, tmp_path):
+    adapter = adapter_of(model, tmp_path / "adapter", megatron_core="megatron.core", megatron_config={"a": 1})
+    with pytest.raises(InputError, match=r"adapter_config\.json: megatron_config .*'megatron\.core'"):
+        load_model(str(adapter), on_cpu=True)
+    load_model(str(adapter_of(model, tmp_path / "usual", megatron_core="megatron.core")), on_cpu=True)
+
+
+@pytest.mark.parametrize(("change", "rule"), [
+    ({"hidden_size": 10**12}, "hidden_size"), ({"num_hidden_layers": 4000}, "does not describe"),
+    ({"attn_implementation": "owner/kernel"}, "names code"),
+])  # fmt: skip
+def test_the_base_model_of_an_adapter_is_examined_as_well(model, tmp_path, change, rule):
+    adapter = adapter_of(model, tmp_path / "adapter")
+    configured(model, **change)
+    with pytest.raises(InputError, match=rf"config\.json.*{rule}"):
+        load_model(str(adapter), on_cpu=True)
+
+
+@pytest.mark.parametrize("text", ["[]", "{", "", '{"a": 1, "a": 2}'])
+def test_an_adapter_configuration_that_is_none_is_one_line(model, tmp_path, text):
+    adapter = adapter_of(model, tmp_path / "adapter")
+    (adapter / "adapter_config.json").write_text(text)
+    with pytest.raises(InputError, match=r"^model file [^\n]*adapter_config\.json [^\n]*$"):
+        load_model(str(adapter), on_cpu=True)

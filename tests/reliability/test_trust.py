@@ -13,9 +13,11 @@ from command_line import arguments, refusal
 from hostile import as_of_somebody_else, leaving_module, trained, with_code_of_its_own
 
 from equipoise.cli import main
+from equipoise.commands.trusting import TrustOptions
 from equipoise.diagnostics import trust
 from equipoise.diagnostics.run_folder import CONFIG_FILE, SIGNATURE_FILE
 from equipoise.diagnostics.trust import UntrustedError, is_own, named_code, require_trust, sign
+from equipoise.errors import InputError
 from equipoise.trl import run
 
 SMALL = ["--samples", "2", "--k", "1", "--prompts", "2", "--max_new_tokens", "2"]
@@ -241,6 +243,9 @@ def test_the_path_is_as_before_once_a_command_has_ended(workplace, capsys):
         {"model_init_kwargs": {"trust_remote_code": True}}, {"model_init_kwargs": "{trust_remote_code: true}"},
         {"model_init_kwargs": {"attn_implementation": "a/b"}}, {"generation_kwargs": {"custom_generate": "a/b"}},
         {"model_init_kwargs": {"use_kernels": True}}, {"task": "textworld?folder=games"},
+        {"model_init_kwargs": {"attn_implementation": {"text_config": "sdpa", "vision_config": "a/b"}}},
+        {"model_init_kwargs": {"experts_implementation": ["a/b"]}},
+        {"model_init_kwargs": {"trust_remote_code": {"a": 1}}}, {"model_init_kwargs": [{"custom_generate": "a/b"}]},
     ],
 )  # fmt: skip
 def test_keys_that_name_code(keys):
@@ -258,11 +263,24 @@ def test_keys_that_name_code(keys):
         {"trust_remote_code": False}, {"model_init_kwargs": {"attn_implementation": "sdpa"}},
         {"task": "0.5*ladder + reasoning_gym:chain_sum?min_terms=2"}, {"task": "textworld?rooms=2"},
         {"model_init_kwargs": {"trust_remote_code": False}},
+        {"model_init_kwargs": {"attn_implementation": {"": "eager", "text_config": "sdpa"}, "trust_remote_code": {}}},
     ],
 )  # fmt: skip
 def test_keys_that_name_none(keys):
     assert named_code(keys) == []
     require_trust(Path("theirs"), [])
+
+
+@pytest.mark.parametrize("place", ["loop", "run/config.yaml", "run/model", ".", "..", "nowhere", "", "other"])
+def test_only_the_run_itself_can_be_trusted(tmp_path, monkeypatch, place):
+    monkeypatch.chdir(tmp_path)
+    signed(tmp_path / "run")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "other").mkdir()
+    with pytest.raises(InputError, match="--trust .* is none of the run folders"):
+        TrustOptions(trust=(Path("run"), Path(place))).check(["run"])
+    (tmp_path / "link").symlink_to("run")
+    TrustOptions(trust=(Path("run"), Path("link"), tmp_path / "other" / ".." / "run", Path("run"))).check(["run"])
 
 
 # ---- signatures -----------------------------------------------------------------------------------------------------
@@ -294,6 +312,28 @@ def test_a_signature_is_of_the_content_and_of_the_user(tmp_path, state, monkeypa
     assert not is_own(tmp_path / "moved")
     signed(tmp_path / "run")
     assert not is_own(tmp_path / "moved"), "another user with a key of his own"
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "itself", "long", "no text", "empty", "of another run"])
+@pytest.mark.timeout(20)
+def test_a_signature_that_is_none_is_not_waited_for(tmp_path, state, kind):
+    folder, other = signed(tmp_path / "run"), signed(tmp_path / "other", "reward: a:c\n")
+    place = folder / SIGNATURE_FILE
+    content = place.read_bytes()
+    place.unlink()
+    if kind == "pipe":
+        os.mkfifo(place)
+    elif kind == "folder":
+        place.mkdir()
+    elif kind in ("device", "itself"):
+        place.symlink_to("/dev/zero" if kind == "device" else place.name)
+    else:
+        of = {"long": content + b" " * 2000, "no text": b"\xff" + content, "empty": b""}
+        place.write_bytes(of[kind] if kind in of else (other / SIGNATURE_FILE).read_bytes())
+    assert not is_own(folder)
+    if kind == "of another run":
+        (folder / CONFIG_FILE).write_text("reward: a:c\n")
+        assert is_own(folder)  # it is what this user has begun, wherever it lies
 
 
 def test_the_key_is_of_this_user_alone(tmp_path, state):

@@ -2,10 +2,11 @@
 
 import json
 import logging
+from pathlib import Path
 
 import pytest
 
-from equipoise.errors import InputError
+from equipoise.errors import InputError, SettingError, read_from
 from equipoise.settings.run import RunSettings
 from equipoise.settings.task_loading import evaluation_task, load_task
 from equipoise.tasks import ladder_task
@@ -117,3 +118,41 @@ def test_episodes_may_begin_alike(folder):
     assert task.reward.__name__ == "episode_reward"
     with pytest.raises(InputError, match="leave eval_task out"):
         load_task(settings(**keys, eval_task="calculator"))
+
+
+BROKEN = {"missing": None, "empty": "", "no rows of it": "[1]\n", "a column less": '{"prompt": "a"}\n'}
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+@pytest.mark.parametrize(
+    ("keys", "key", "spelling"),
+    [
+        ({"task": "data:{}"}, "task", "dataset"),
+        ({"task": "data:{}?limit=3"}, "task", "dataset"),
+        ({"task": "ladder + data:{}"}, "task", "task"),
+        ({"task": "ladder", "eval_task": "data:{}"}, "eval_task", "eval_dataset"),
+    ],
+)
+def test_data_that_cannot_be_used_are_told_with_their_key(keys, key, spelling, fault):
+    if BROKEN[fault] is not None:
+        Path("x.jsonl").write_text(BROKEN[fault])
+    with pytest.raises(SettingError) as refused:
+        load_task(settings(**{name: text.format("x.jsonl") for name, text in keys.items()}))
+    assert refused.value.key == key
+    assert str(refused.value).startswith(f"{spelling} x.jsonl")
+
+
+def test_what_is_not_about_the_data_names_its_own_key():
+    write("x.jsonl", *sums(1, 2))
+    with pytest.raises(InputError, match="^reward") as refused:
+        load_task(settings(task="data:x.jsonl", reward="nowhere:judge"))
+    assert not isinstance(refused.value, SettingError)
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"), [(["task"], "config a.yaml: dataset x"), ([], "dataset x"), (["seed"], "dataset x")]
+)
+def test_a_key_that_a_file_has_is_told_with_the_file(keys, told):
+    with pytest.raises(InputError) as refused, read_from("config a.yaml", keys):
+        raise SettingError("dataset x", "task")
+    assert str(refused.value) == told

@@ -129,9 +129,10 @@ def test_chat_messages_from_parquet(write):
         (
             "d.jsonl",
             '\n{"prompt": "a", "answer": "1"}\n[1, 2]\n',
-            "d.jsonl, line 3: must be one JSON object, got [1, 2]",
+            "d.jsonl, line 3: must be one JSON object, got '[1, 2]'",
         ),
-        ("d.jsonl", b'{"prompt": "\xff"}\n', 'd.jsonl, line 1: must be UTF-8, got b\'{"prompt": "\\xff"}\''),
+        ("d.jsonl", b'{"prompt": "\xff"}\n', "d.jsonl, line 1: must be UTF-8, got the byte 0xff"),
+        ("d.jsonl", '{"prompt": "a", "prompt": "b"}\n', "d.jsonl, line 1: has the key 'prompt' twice"),
         ("d.csv", "prompt,answer\na,1\nb\n", "d.csv, row 2: must have 2 values, got 1: ['b']"),
         ("d.csv", "prompt,answer,answer\na,1,2\n", "d.csv: column 'answer' occurs 2 times in the header"),
         ("d.txt", "x", "d.txt: the suffix must be one of .jsonl, .json-lines, .parquet, .csv, got '.txt'"),
@@ -160,9 +161,9 @@ def test_unusable_files_are_refused(write, name, content, message):
 def test_malformed_json_names_line_and_text(write):
     source = write("d.jsonl", '{"prompt": "a", "answer": "1"}\n\n{"prompt": ' + "b" * 200 + "\n")
     message = refusal(source)
-    assert message.startswith('d.jsonl, line 3: must be one JSON object, got \'{"prompt": bbb')
+    assert message.startswith("d.jsonl, line 3: is no JSON: ")
+    assert 'got \'{"prompt": bbb' in message
     assert "…" in message
-    assert "Expecting value" in message
     assert len(message) < 250
 
 
@@ -306,10 +307,10 @@ def test_a_split_that_is_no_table_is_refused(monkeypatch):
 def test_half_a_character_is_one_line(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"prompt": "a", "answer": "1"}\n{"prompt": "b \\ud800", "answer": "2"}\n')
-    with pytest.raises(InputError, match=r"a\.jsonl, line 2, column 'prompt': must be text that UTF-8 can hold"):
+    with pytest.raises(InputError, match=r"a\.jsonl, line 2: must be text that UTF-8 can hold"):
         load_examples(str(path))
     path.write_text('{"prompt": "a", "answer": "1", "other": {"\\udfff": [1]}}\n')
-    with pytest.raises(InputError, match=r"line 1, column 'other': must be text"):
+    with pytest.raises(InputError, match=r"line 1: must be text"):
         load_examples(str(path))
     path.write_text('{"prompt": "\\ud83d\\ude00", "answer": "2"}\n')
     assert load_examples(str(path))["prompt"][0] == "\U0001f600"

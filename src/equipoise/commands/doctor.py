@@ -91,6 +91,8 @@ def doctor(options: DoctorOptions) -> int:
     """
     kind = recognised(options.target)
     options.trust.check([options.target])
+    if options.learning_rate is not None and not options.probe:
+        raise InputError("--learning_rate is of the probe: give --probe too, or leave it out")
     if options.probe and kind == "config":
         raise InputError(f"--probe needs a run or a model, and {options.target} was taken for a config")
     try:

@@ -18,19 +18,19 @@ from equipoise.commands.data import DataOptions
 from equipoise.commands.evaluation_table import as_csv, as_markdown, print_evaluations
 from equipoise.commands.threads import fit_threads
 from equipoise.commands.trusting import TrustOptions
-from equipoise.diagnostics.run_folder import is_run_folder, model_of
+from equipoise.diagnostics.run_folder import CONFIG_FILE, is_run_folder, model_of
 from equipoise.diagnostics.trust import named_code, require_trust
-from equipoise.errors import InputError, require
+from equipoise.errors import InputError, read_from, require
 from equipoise.files import write_at_once
 from equipoise.models.evaluation import Evaluation
 from equipoise.models.loading import load_model, load_tokenizer, template_settings
-from equipoise.models.prompts import encoded_prompts
+from equipoise.models.prompts import encoded_prompts, tell_untold
 from equipoise.models.resumable_evaluation import SampleFile, data_fingerprint, evaluate_in_batches
 from equipoise.models.sampling import Sampler
 from equipoise.models.vllm_sampling import VllmSampler, vllm_engine
 from equipoise.paths import check_new_file
 from equipoise.redaction import redacted
-from equipoise.settings.task_loading import evaluation_task
+from equipoise.settings.task_loading import data_of, evaluation_task
 from equipoise.tasks import RewardFunction, check_task_name
 from equipoise.tasks.registry import is_own_data
 from equipoise.trl import run
@@ -151,6 +151,11 @@ WRITERS = {
 def _check(options: EvaluateOptions) -> None:
     for task in options.data.tasks:
         check_task_name(task)
+    if options.data.reward and options.data.tasks and not any(map(is_own_data, options.data.tasks)):
+        named = " ".join(options.data.tasks)
+        raise InputError(
+            f"--reward is for data of your own (--dataset): {named} has its own, got {options.data.reward!r}"
+        )
     outputs = options.output or ()
     for path in outputs:
         if path.suffix not in WRITERS and not path.exists():
@@ -183,13 +188,15 @@ def _held_out(name: str, chosen: str | None, options: EvaluateOptions) -> HeldOu
     if keys.get("environment") and not chosen:
         raise InputError(f"{name} has episodes, which only the run itself evaluates (evaluate_every)")
     _require_trust(name, keys, named, options)
-    task = evaluation_task(
-        named,
-        reward=given.reward or keys.get("reward"),
-        template=given.prompt_template or keys.get("prompt_template"),
-        chat=given.chat or keys.get("chat", False),
-        only=sampling.prompts,
-    )
+    of_run = [] if chosen else ["task", "eval_task"]
+    with read_from(f"{name}/{CONFIG_FILE}", of_run), data_of("eval_task" if keys.get("eval_task") else "task", named):
+        task = evaluation_task(
+            named,
+            reward=given.reward or keys.get("reward"),
+            template=given.prompt_template or keys.get("prompt_template"),
+            chat=given.chat or keys.get("chat", False),
+            only=sampling.prompts,
+        )
     if task.environment_factory is not None:
         raise InputError(f"task {task.name} has episodes, which only a run evaluates (evaluate_every, held-out data)")
     dataset = task.held_out
@@ -234,6 +241,8 @@ def _evaluate(name: str, benchmarks: list[HeldOut], files: list, options: Evalua
     """The evaluations of one model, which is loaded once."""
     model_code, sampling = options.trust.model_code(name), options.sampling
     tokenizer = load_tokenizer(model_of(name), trust_remote_code=model_code)
+    for data in benchmarks:
+        tell_untold(data.dataset["prompt"][:], data.template_kwargs)
     encoded = [
         encoded_prompts(tokenizer, data.dataset["prompt"][:], data.template_kwargs, model=name) for data in benchmarks
     ]

@@ -32,9 +32,9 @@ from equipoise.diagnostics.probe import (
     vocabulary_flows,
 )
 from equipoise.diagnostics.probe_figure import probe_figure
-from equipoise.diagnostics.run_folder import is_run_folder, model_of
+from equipoise.diagnostics.run_folder import CONFIG_FILE, is_run_folder, model_of
 from equipoise.diagnostics.trust import named_code, require_trust
-from equipoise.errors import InputError, require
+from equipoise.errors import InputError, read_from, require
 from equipoise.files import folder_at_once, writing
 from equipoise.models.loading import load_model, load_tokenizer, template_settings
 from equipoise.models.prompts import encoded_prompts
@@ -124,7 +124,8 @@ def probe(options: ProbeOptions) -> dict[str, Any]:
     settings, sampling = _settings(options), options.sampling
     check_new_file(options.output, "--output")
     told = _template_kwargs(options)
-    task = load_task(settings)
+    with read_from(f"{options.model}/{CONFIG_FILE}", [] if options.data.named else ["task"]):
+        task = load_task(settings)
     needed = sampling.prompts * sampling.batches
     if len(task.train) < needed:
         flags = f"--prompts {sampling.prompts} x --batches {sampling.batches}"

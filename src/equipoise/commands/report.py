@@ -8,7 +8,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from equipoise.diagnostics.report import serve, write_report
-from equipoise.errors import require
+from equipoise.errors import InputError, require
 from equipoise.progress import progress_bar
 
 
@@ -38,6 +38,14 @@ class ReportOptions:
     title: str | None = field(default=None, metadata={"help": "Of the page; unset: the names of the runs."})
     force: bool = field(default=False, metadata={"help": "Overwrite the output."})
     live: LiveOptions = LiveOptions()
+
+    def __post_init__(self) -> None:
+        live, usual = self.live, LiveOptions()
+        if live.live and self.force:
+            raise InputError("--live writes no file: leave --force out")
+        for name in ("port", "refresh"):
+            if not live.live and getattr(live, name) != getattr(usual, name):
+                raise InputError(f"--{name} is of the server: give --live too, or leave it out")
 
 
 def report(options: ReportOptions) -> Path | None:

@@ -12,7 +12,7 @@ from typing import Any
 from equipoise.commands.threads import fit_threads
 from equipoise.commands.trusting import TrustOptions
 from equipoise.diagnostics.run_folder import run_and_checkpoint
-from equipoise.errors import InputError
+from equipoise.errors import InputError, read_from
 from equipoise.paths import check_path
 from equipoise.settings.presets import merged
 from equipoise.settings.run import RunSettings
@@ -63,13 +63,15 @@ def train(options: TrainOptions, keys: Mapping[str, Any]) -> Path:
     if options.resume is not None:
         folder = run.resume(options.resume, flags, trusted=options.trust.folders, on_model=fit_threads)
     else:
-        values = merged({} if options.config is None else read_config(options.config), flags)
-        if options.smoke:
-            from equipoise.commands.smoke import smoke
+        of_file = {} if options.config is None else read_config(options.config)
+        values = merged(of_file, flags)
+        with read_from(f"config {options.config}", of_file.keys() - flags.keys()):
+            if options.smoke:
+                from equipoise.commands.smoke import smoke
 
-            folder = smoke(values)
-        else:
-            folder = run.train(values, on_model=fit_threads)
+                folder = smoke(values)
+            else:
+                folder = run.train(values, on_model=fit_threads)
     print(f"Done: {folder}")
     return folder
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from equipoise.files import file_at_once, writing
+from equipoise.inputs.json_text import JsonError, json_value
 
 
 class JsonLines:
@@ -44,7 +45,7 @@ class JsonLines:
 
 def _update_of(line: bytes) -> float | None:
     try:
-        update = json.loads(line)["update"]
-    except (ValueError, LookupError, TypeError, RecursionError):
+        update = json_value(line)["update"]
+    except (JsonError, LookupError, TypeError):
         return None
     return update if isinstance(update, int | float) else None

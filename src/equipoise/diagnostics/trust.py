@@ -24,10 +24,14 @@ from typing import Any
 from equipoise.diagnostics.run_folder import CONFIG_FILE, SIGNATURE_FILE
 from equipoise.errors import InputError, shortened
 from equipoise.files import write_at_once
+from equipoise.inputs.regular_files import file_bytes
+from equipoise.inputs.yaml_text import MOST_BYTES
+from equipoise.paths import same_place
 
 logger = logging.getLogger("equipoise")
 
 KEY_BYTES = 32
+MOST_SIGNATURE_BYTES = 1024
 _MEANING = b"equipoise: configuration of a run\0"
 
 
@@ -62,17 +66,38 @@ def _game_folders(keys: Mapping[str, Any]) -> list[str]:
     return [str(t.parameters["folder"]) for t in terms if t.name == "textworld" and t.parameters.get("folder")]
 
 
+FROM_HUB = ("attn_implementation", "experts_implementation")
+"""What may be a kernel "owner/name" of the hub; for each part of a model too, in a mapping."""
+
+IMPORTING = ("trust_remote_code", "use_kernels", "allow_all_kernels", "custom_generate")
+"""What imports code where it is set at all."""
+
+
 def _model_code(value: Any, name: str = "") -> list[str]:
     """Settings of transformers that let it import what a model folder or a repository of the hub holds."""
     if isinstance(value, str) and name.endswith("_kwargs"):  # a mapping as text
         return (
             [name] if any(word in value for word in ("trust_remote_code", "attn_impl", "kernel", "custom_gen")) else []
         )
+    if name in IMPORTING:
+        return [f"{name}: {shortened(value)}"] if value else []
+    if name in FROM_HUB:
+        return [f"{name}: {shortened(value)}"] if "/" in str(value) else []
+    return [found for key, item in _items(value, name) for found in _model_code(item, key)]
+
+
+def kernels_of_hub(value: Any, name: str = "") -> list[str]:
+    """What of a model's own configuration names kernels of the hub, as messages show it."""
+    if name.removeprefix("_") in FROM_HUB:
+        return [f"{name}: {shortened(value)}"] if "/" in str(value) else []
+    return [found for key, item in _items(value, name) for found in kernels_of_hub(item, key)]
+
+
+def _items(value: Any, name: str) -> list[tuple[str, Any]]:
+    """What is in a mapping by its key, in a list by the name of the list."""
     if isinstance(value, Mapping):
-        return [found for key, item in value.items() for found in _model_code(item, str(key))]
-    names_code = bool(value) and name in ("trust_remote_code", "use_kernels", "allow_all_kernels", "custom_generate")
-    from_hub = name in ("attn_implementation", "experts_implementation") and "/" in str(value)
-    return [f"{name}: {shortened(value)}"] if names_code or from_hub else []
+        return [(str(key), item) for key, item in value.items()]
+    return [(name, item) for item in value] if isinstance(value, list) else []
 
 
 def require_trust(
@@ -99,17 +124,17 @@ def require_trust(
 
 def is_named(folder: Path, trusted: Sequence[Path]) -> bool:
     """Whether it is one of these folders, by whatever path."""
-    return any(other.resolve() == folder.resolve() for other in trusted)
+    return any(same_place(other, folder) for other in trusted)
 
 
 def is_own(folder: Path) -> bool:
     """Whether this user began the run on this machine, and its configuration is still the one it began with."""
     try:
-        signature = (folder / SIGNATURE_FILE).read_text(encoding="ascii").strip()
-        key, configuration = _key(), (folder / CONFIG_FILE).read_bytes()
-    except (OSError, ValueError):
+        signature = file_bytes(folder / SIGNATURE_FILE, "", MOST_SIGNATURE_BYTES).strip()
+        key, configuration = _key(), file_bytes(folder / CONFIG_FILE, "", MOST_BYTES)
+    except InputError:
         return False
-    return key is not None and hmac.compare_digest(signature, _signature(key, configuration))
+    return key is not None and hmac.compare_digest(signature, _signature(key, configuration).encode())
 
 
 def sign(folder: Path, configuration: str) -> None:

@@ -27,8 +27,12 @@ class JsonError(ValueError):
     """Text that is no JSON as it is read here; the message is the rule and what breaks it."""
 
 
-def json_value(data: bytes) -> Any:
+def json_value(data: bytes, *, exact: bool = False) -> Any:
     """The value of a JSON text in UTF-8. NaN and numbers beyond a float come out as NaN and infinities.
+
+    Args:
+        data: the text.
+        exact: whole numbers beyond a float come out as they are.
 
     Raises:
         JsonError: it is none, has a key twice, is nested more than `MOST_DEPTH` deep, has a number of more than
@@ -36,7 +40,7 @@ def json_value(data: bytes) -> Any:
     """
     try:
         text = data.decode("utf-8-sig")
-        value = json.loads(text, object_pairs_hook=_object, parse_int=_whole, parse_float=_number)
+        value = json.loads(text, object_pairs_hook=_object, parse_int=_exact if exact else _whole, parse_float=_number)
     except UnicodeDecodeError as error:
         raise JsonError(f"must be UTF-8, got the byte 0x{data[error.start]:02x}") from error
     except json.JSONDecodeError as error:
@@ -132,6 +136,11 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _whole(text: str) -> int | float:
     _require_short(text)
     return int(text) if len(text) <= 300 else math.copysign(math.inf, -1 if text[0] == "-" else 1)
+
+
+def _exact(text: str) -> int:
+    _require_short(text)
+    return int(text)
 
 
 def _number(text: str) -> float:

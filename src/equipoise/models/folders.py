@@ -7,11 +7,12 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from equipoise.diagnostics.trust import kernels_of_hub
 from equipoise.errors import InputError, shortened
 from equipoise.inputs.json_text import json_object
 from equipoise.tasks.datasets import one_line
 
-CONFIG, INDEX = "config.json", "model.safetensors.index.json"
+CONFIG, INDEX, ADAPTER = "config.json", "model.safetensors.index.json", "adapter_config.json"
 SIZES = {
     "vocab_size": 2**31, "hidden_size": 2**31, "intermediate_size": 2**31, "num_hidden_layers": 2**12,
     "num_attention_heads": 2**20, "num_key_value_heads": 2**20, "head_dim": 2**20, "max_position_embeddings": 2**36,
@@ -83,6 +84,38 @@ def _weight_files(folder: Path) -> list[Path]:
     if ".gguf" in names:
         refuse_gguf(folder)
     raise InputError(f"model {folder} has no weights: no model.safetensors, and no {INDEX}")
+
+
+def refuse_code(folder: Path) -> None:
+    """Refuse a model or adapter folder whose configuration lets a library import something.
+
+    Code in the folder itself transformers refuses; this is about kernels of the hub, and Megatron, which peft imports.
+
+    Raises:
+        InputError: naming the file and the key.
+    """
+    kernels = kernels_of_hub(json_object(folder / CONFIG, "model file")) if (folder / CONFIG).is_file() else []
+    if kernels:
+        raise InputError(
+            f"model file {folder / CONFIG} names code that would be fetched and run: {', '.join(kernels)}; remove it "
+            "there, or say that it may be run (trust_remote_code)"
+        )
+    adapter = adapter_config(folder)
+    if adapter.get("megatron_config"):
+        module = shortened(adapter.get("megatron_core"))
+        raise InputError(
+            f"model file {folder / ADAPTER}: megatron_config makes peft import megatron_core, {module}, which nothing "
+            "here needs: remove both"
+        )
+
+
+def adapter_config(folder: Path) -> dict[str, Any]:
+    """What the adapter_config.json of a folder says; empty where there is none.
+
+    Raises:
+        InputError: it is no JSON object.
+    """
+    return json_object(folder / ADAPTER, "model file") if (folder / ADAPTER).exists() else {}
 
 
 def refuse_gguf(path: Path) -> None:

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from equipoise.errors import InputError
 from equipoise.inputs.yaml_text import YamlError, yaml_value
-from equipoise.models.folders import check_model_folder, refuse_gguf
+from equipoise.models.folders import ADAPTER, CONFIG, adapter_config, check_model_folder, refuse_code, refuse_gguf
 from equipoise.paths import check_path
 from equipoise.settings.run import AdapterSettings
 from equipoise.tasks.datasets import shortened
@@ -23,8 +23,12 @@ def load_model(name: str, *, on_cpu: bool, trust_remote_code: bool = False, **in
     """
     init_kwargs.setdefault("dtype", torch.float32 if on_cpu else "auto")
     check_path(name, "model")
-    if (Path(name) / "config.json").is_file() and not _is_adapter(name):
-        check_model_folder(Path(name))
+    adapter = adapter_config(Path(name))
+    base = Path(str(adapter.get("base_model_name_or_path"))) if adapter else Path(name)
+    for folder in (Path(name), base) if not trust_remote_code else ():
+        refuse_code(folder)
+    if (base / CONFIG).is_file():
+        check_model_folder(base)
     model, found = _loaded(
         AutoModelForCausalLM, name, trust_remote_code=trust_remote_code, output_loading_info=True, **init_kwargs
     )
@@ -69,7 +73,7 @@ def lora_config(settings: AdapterSettings) -> Any:
 
 def _loaded(auto_class: Any, name: str, **kwargs: Any) -> Any:
     check_path(name, "model")
-    if Path(name).exists() and not (Path(name) / "config.json").exists() and not _is_adapter(name):
+    if Path(name).exists() and not (Path(name) / CONFIG).exists() and not _is_adapter(name):
         refuse_gguf(Path(name))
         raise InputError(f"model {name} is no model folder: it has no config.json")
     try:
@@ -80,7 +84,7 @@ def _loaded(auto_class: Any, name: str, **kwargs: Any) -> Any:
 
 
 def _is_adapter(name: str) -> bool:
-    return (Path(name) / "adapter_config.json").exists()
+    return (Path(name) / ADAPTER).exists()
 
 
 def template_settings(value: Any, key: str = "chat_template_kwargs") -> dict[str, Any]:

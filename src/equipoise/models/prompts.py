@@ -7,6 +7,7 @@ it is run here.
 import functools
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -16,6 +17,8 @@ from transformers import PreTrainedTokenizerBase
 from equipoise.errors import InputError
 from equipoise.tasks.datasets import one_line, shortened
 from equipoise.tasks.workers.pool import Answer, WorkerPool
+
+logger = logging.getLogger("equipoise")
 
 SECONDS = 10.0
 """Of CPU time for what the template makes of one prompt; a usual one takes less than a millisecond."""
@@ -64,7 +67,14 @@ def check_prompts(
 ) -> None:
     """Refuse, before training, prompts that `encoded_prompts` refuses for the model (the first 10,000 are tried)."""
     prompts = dataset.select(range(min(len(dataset), MOST_CHECKED)))["prompt"][:]
+    tell_untold(prompts, template_kwargs)
     encoded_prompts(tokenizer, prompts, template_kwargs, model=model)
+
+
+def tell_untold(prompts: Sequence[str | list], template_kwargs: Mapping[str, Any] | None) -> None:
+    """Warn of words to the chat template that it never hears, as no prompt goes through it."""
+    if template_kwargs and all(isinstance(prompt, str) for prompt in prompts):
+        logger.warning("chat_template_kwargs has no effect: the prompts are text, no chat messages (chat, --chat).")
 
 
 def _ids(tokenizer: Any, prompt: str | list, row: int, told: Mapping[str, Any]) -> list[int]:

@@ -12,6 +12,8 @@ from datasets import Dataset
 
 from equipoise.errors import InputError, shortened
 from equipoise.files import refuse_other_than_own, write_at_once, writing
+from equipoise.inputs.json_text import JsonError, json_object, json_value
+from equipoise.inputs.regular_files import open_regular
 from equipoise.models.evaluation import Evaluation, check_settings, sample_records, summary
 from equipoise.models.randomness import seeded
 from equipoise.progress import SamplingBar
@@ -97,11 +99,9 @@ class SampleFile:
                 raise InputError(f"{self.path} exists without {self.settings_path.name}; choose another folder")
             return
         try:
-            made_with = json.loads(_text(self.settings_path))
-        except (ValueError, OSError, RecursionError) as error:
-            raise InputError(f"{self.settings_path} is damaged ({error}); remove it and {self.path.name}") from error
-        if not isinstance(made_with, dict):
-            raise InputError(f"{self.settings_path} must be a mapping, got {shortened(made_with)}")
+            made_with = json_object(self.settings_path)
+        except InputError as error:
+            raise InputError(f"{error}; remove it and {self.path.name}") from error
         for key in self.settings | made_with:
             if made_with.get(key) != self.settings.get(key):
                 raise InputError(
@@ -137,17 +137,14 @@ class SampleFile:
         """The lines that are whole; the last one is not where an interruption cut it off."""
         if not self.path.exists():
             return []
-        try:
-            *lines, _ = _text(self.path).split("\n")
-        except UnicodeDecodeError as error:
-            raise InputError(f"{self.path} must be UTF-8 ({error.reason}); remove it") from error
+        *lines, _ = _content(self.path).split(b"\n")
         if len(lines) > len(dataset):
             raise InputError(f"{self.path} has {len(lines)} lines, of {len(dataset)} prompts; remove it")
         records = []
         for number, (line, row) in enumerate(zip(lines, dataset, strict=False), start=1):
             try:
-                record = json.loads(line)
-            except (ValueError, RecursionError):
+                record = json_value(line)
+            except JsonError:
                 record = None
             if not _is_record(record, cast(dict, row), num_samples):
                 raise InputError(
@@ -179,10 +176,11 @@ def data_fingerprint(dataset: Dataset) -> str:
     return digest.hexdigest()[:16]
 
 
-def _text(path: Path) -> str:
-    """What is in a file, with every character as it was written: `read_text` would turn line ends into others."""
+def _content(path: Path) -> bytes:
+    """All of a file: how much was sampled has no bound, so the file has none."""
     try:
-        return path.read_bytes().decode("utf-8")
+        with open_regular(path) as file:
+            return file.read()
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
 

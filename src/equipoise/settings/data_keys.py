@@ -8,6 +8,15 @@ import os
 DATA_SPELLINGS = {"dataset": "task", "dataset_name": "task", "eval_dataset": "eval_task"}
 """Key of data alone -> key of the task that it is."""
 
+
+def spelling(key: str, text: str) -> str:
+    """The key as a user writes it: that of data alone where the task is one data set."""
+    of_data = {written: data for data, written in reversed(DATA_SPELLINGS.items())}
+    from equipoise.tasks.registry import is_own_data
+
+    return of_data[key] if is_own_data(text) else key
+
+
 GONE = {"prompt_column": "prompt_column", "answer_column": "answer_column", "dataset_split": "split"}
 """Keys that there were -> the parameter of `data:` that says the same."""
 

@@ -15,16 +15,13 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter
 
-from equipoise.errors import InputError, did_you_mean, shortened
+from equipoise.errors import InputError, did_you_mean, name_shown, shortened
 from equipoise.inputs.yaml_text import MOST_DEPTH, Number, YamlError, yaml_lines, yaml_mapping, yaml_value
 from equipoise.redaction import redacted
 from equipoise.settings.data_keys import DATA_SPELLINGS, GONE, data_term, now_written
 
 # The names the hosts' own scripts use for the same things, and data as the task that it is.
 ALIASES = {"model_name_or_path": "model", **DATA_SPELLINGS}
-
-LONGEST_NAME = 80
-"""Characters of a key that a message shows as it is."""
 
 LONGEST_ADVICE = 400
 """Characters of what is to be written in the place of a key that is gone."""
@@ -57,7 +54,7 @@ def read_flags(arguments: list[str]) -> dict[str, Any]:
             name, equals, value = argument[2:].partition("=")
             key = name.replace("-", "_")
             if key in values:
-                raise InputError(f"flag --{name[:LONGEST_NAME]} is given twice")
+                raise InputError(f"flag --{name_shown(name)} is given twice")
             values[key] = [value] if equals else []
         elif key is None:
             raise InputError(f"expected a flag (--key value), got {shortened(argument)}")
@@ -72,7 +69,7 @@ def _flag_value(key: str, words: list[str]) -> Any:
     except YamlError as error:
         shown = shortened(" ".join(words))
         raise InputError(
-            f"flag --{key[:LONGEST_NAME]} has a value that cannot be read: {shown} ({error.problem})"
+            f"flag --{name_shown(key)} has a value that cannot be read: {shown} ({error.problem})"
         ) from error
     return True if not parsed else parsed[0] if len(parsed) == 1 else parsed
 
@@ -106,7 +103,7 @@ def checked_keys(
     """
     checked = {}
     for given, value in values.items():
-        name = given if given.isprintable() and len(given) <= LONGEST_NAME else shortened(given)
+        name = name_shown(given)
         key = ALIASES.get(given, given)
         if given in GONE:
             raise InputError(f"{origin}{now_written(given, value)[:LONGEST_ADVICE]}")

@@ -1,15 +1,19 @@
 """The task that the settings name: prompts, held-out prompts and reward, checked; every refusal is one line."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 from datasets import Dataset
 
-from equipoise.errors import InputError
+from equipoise.errors import InputError, SettingError
+from equipoise.settings.data_keys import spelling
 from equipoise.settings.run import RunSettings
 from equipoise.tasks import RewardFunction, Task, named_task, templated, with_held_out, without_held_out
 from equipoise.tasks.environments import EpisodeLimits, EpisodeReward, guarded
 from equipoise.tasks.registry import is_own_data, takes_reward
 from equipoise.tasks.rewards import imported
+from equipoise.tasks.terms import parsed_terms
 
 
 def load_task(settings: RunSettings) -> Task:
@@ -18,16 +22,39 @@ def load_task(settings: RunSettings) -> Task:
     Prompts that are held out are not trained on: where training has them too, they are removed from it and counted.
 
     Raises:
+        SettingError: data that cannot be used.
         InputError: as `named_task`; an environment that cannot be used, or held-out data for a task with episodes.
     """
     name = str(settings.task)
-    if settings.environment is not None:
-        task = _episodes(settings, name, settings.environment)
-    else:
-        task = named_task(name, reward=settings.reward, chat=settings.chat)
+    with data_of("task", name):
+        if settings.environment is not None:
+            task = _episodes(settings, name, settings.environment)
+        else:
+            task = named_task(name, reward=settings.reward, chat=settings.chat)
     if settings.eval_task is not None:
-        task = _held_out(settings, task, settings.eval_task)
+        with data_of("eval_task", settings.eval_task):
+            task = _held_out(settings, task, settings.eval_task)
     return task if settings.prompt_template is None else templated(task, settings.prompt_template)
+
+
+@contextmanager
+def data_of(key: str, text: str) -> Iterator[None]:
+    """Put the key before a message that begins with a file or hub id which the key names.
+
+    Args:
+        key: "task" or "eval_task".
+        text: its value.
+
+    Raises:
+        SettingError: in the place of such an `InputError`.
+    """
+    try:
+        yield
+    except InputError as error:
+        terms = [term.name.removeprefix("data:") for term in parsed_terms(text, key) if term.name.startswith("data:")]
+        if not any(str(error).startswith((f"{source}:", f"{source},")) for source in terms):
+            raise
+        raise SettingError(f"{spelling(key, text)} {error}", key) from error
 
 
 def _episodes(settings: RunSettings, name: str, environment: str) -> Task:

@@ -6,7 +6,6 @@ Whatever is wrong with the data is an `InputError` of one line that names the so
 import csv
 import difflib
 import functools
-import json
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -20,6 +19,7 @@ import pyarrow.parquet
 from datasets import Dataset
 
 from equipoise.errors import InputError, shortened
+from equipoise.inputs.json_text import JsonError, json_value
 from equipoise.paths import check_path
 from equipoise.tasks.messages import MessageKinds, checked_prompt, present, prompt_features
 
@@ -203,46 +203,14 @@ def _jsonl_table(source: str, path: Path) -> _Table:
 
 
 def _json_object(source: str, number: int, line: bytes) -> dict[str, Any]:
+    shown = shortened(line.decode("utf-8", "replace").strip())
     try:
-        row = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise InputError(f"{source}, line {number}: must be UTF-8, got {shortened(line)}") from error
-    except (ValueError, RecursionError) as error:
-        shown = shortened(line.decode("utf-8").strip())
-        raise InputError(
-            f"{source}, line {number}: must be one JSON object, got {shown} ({one_line(error)})"
-        ) from error
+        row = json_value(line, exact=True)
+    except JsonError as error:
+        raise InputError(f"{source}, line {number}: {error}, got {shown}") from error
     if not isinstance(row, dict):
-        raise InputError(f"{source}, line {number}: must be one JSON object, got {shortened(row)}")
-    if not _is_shallow(row):
-        raise InputError(f"{source}, line {number}: must be nested at most {MOST_DEPTH} deep, got {shortened(row)}")
-    if rb"\u" in line.lower():  # only an escape can bring half of a character in
-        _check_encodable(source, number, row)
+        raise InputError(f"{source}, line {number}: must be one JSON object, got {shown}")
     return row
-
-
-MOST_DEPTH = 50
-"""Of lists and mappings in one another in a row: the datasets library walks through their types by recursion."""
-
-
-def _is_shallow(value: Any) -> bool:
-    level = [value]
-    for _ in range(MOST_DEPTH):
-        nested = [item for item in level if isinstance(item, dict | list)]
-        level = [item for outer in nested for item in (outer.values() if isinstance(outer, dict) else outer)]
-    return not any(isinstance(item, dict | list) for item in level)
-
-
-def _check_encodable(source: str, number: int, row: dict[str, Any]) -> None:
-    """Refuses a lone surrogate, which JSON can write and UTF-8 cannot."""
-    for name, value in row.items():
-        try:
-            json.dumps([name, value], ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            raise InputError(
-                f"{source}, line {number}, column {name!a}: must be text that UTF-8 can hold, without a lone"
-                f" surrogate, got {shortened(ascii(value))}"
-            ) from error
 
 
 def _csv_table(source: str, path: Path) -> _Table:

@@ -9,6 +9,7 @@ marked. What another trainer has written into the same folder is never removed: 
 not where a checkpoint of the same update takes its name.
 """
 
+import functools
 import json
 import logging
 import shutil
@@ -23,12 +24,15 @@ from equipoise.diagnostics.run_folder import (
     CHECKPOINT_BEGUN,
     CHECKPOINT_MARKER,
     CHECKPOINT_PREFIX,
+    HOST_STATE,
     checkpoint_folders,
     is_begun,
     is_complete,
 )
-from equipoise.errors import InputError
+from equipoise.errors import InputError, shortened
 from equipoise.files import PART, clear, set_aside, sync, sync_folder, write_at_once
+from equipoise.inputs.json_text import json_object
+from equipoise.paths import same_place
 from equipoise.trl.inventory import fault, inventory
 
 logger = logging.getLogger("equipoise")
@@ -119,11 +123,14 @@ def read_marker(folder: Path) -> dict[str, Any]:
             f"{folder} has no {CHECKPOINT_MARKER}: its writing was interrupted, or it is no checkpoint of equipoise"
         )
     try:
-        state = json.loads((folder / CHECKPOINT_MARKER).read_text(encoding="utf-8"))
-        newer = state["format"] > FORMAT
+        state = json_object(folder / CHECKPOINT_MARKER)
+        form = state.get("format")
+        if type(form) is not int or form < 1:
+            raise ValueError(f"format must be a whole number from 1 to {FORMAT}, got {shortened(form)}")
+        newer = form > FORMAT
         if not newer:
             _check_marker(state)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder / CHECKPOINT_MARKER} is damaged: {error}; use another checkpoint") from error
     if newer:
         raise CheckpointError(
@@ -167,7 +174,11 @@ def check_whole(folder: Path, *, contents: bool = True) -> dict[str, Any]:
     """
     state = read_marker(folder)
     if "files" not in state:
-        logger.warning("%s was written by an older version, without a list of its files: it is not checked.", folder)
+        missing = next((name for name in _needed(folder, state) if not any(folder.glob(name))), None)
+        if missing is not None:
+            raise CheckpointError(f"{folder} is not whole: {missing} is missing. {_offered(folder)}")
+        json_object(folder / HOST_STATE, "checkpoint file")
+        _tell_old(folder)
         return state
     found = fault(folder, state["files"], contents=contents)
     if found is not None:
@@ -175,14 +186,34 @@ def check_whole(folder: Path, *, contents: bool = True) -> dict[str, Any]:
     return state
 
 
+def _needed(folder: Path, state: dict[str, Any]) -> tuple[str, ...]:
+    """Patterns of what a run cannot go on without as it was, where no list tells: the host would go on all the same."""
+    if not state.get("resumable", True):  # its weights alone were to be saved
+        return ()
+    always = (HOST_STATE, "rng_state*.pth")
+    return always if sharding_of(folder) else (*always, "optimizer.pt", "scheduler.pt")
+
+
+@functools.cache  # a run that goes on looks twice
+def _tell_old(folder: Path) -> None:
+    logger.warning("%s was written by an older version, without a list of its files: it is not checked.", folder)
+
+
 def _offered(damaged: Path) -> str:
     """What to resume from in place of a damaged checkpoint."""
     for other in reversed(checkpoint_folders(damaged.parent)):
-        if other.resolve() != damaged.resolve() and is_complete(other):
+        if not same_place(other, damaged) and is_complete(other):
             with suppress(CheckpointError):
-                if fault(other, read_marker(other).get("files", {})) is None:
+                if _is_whole(other):
                     return f"The newest whole checkpoint is {other}: resume from that one"
     return f"There is no whole checkpoint in {damaged.parent}: start the run again"
+
+
+def _is_whole(folder: Path) -> bool:
+    state = read_marker(folder)
+    if "files" in state:
+        return fault(folder, state["files"]) is None
+    return all(any(folder.glob(name)) for name in _needed(folder, state))
 
 
 @contextmanager
@@ -208,7 +239,7 @@ def rotate(run_folder: str | Path, limit: int | None, best: str | None) -> None:
     complete = [folder for folder in _removable(run_folder) if is_complete(folder)]
     if not complete or limit is None or limit <= 0:
         return
-    kept = {complete[-1], *(folder for folder in complete if best and folder.resolve() == Path(best).resolve())}
+    kept = {complete[-1], *(folder for folder in complete if best and same_place(folder, best))}
     others = [folder for folder in complete if folder not in kept]
     for folder in others[: max(len(complete) - max(limit, len(kept)), 0)]:
         with suppress(OSError):
@@ -218,7 +249,7 @@ def rotate(run_folder: str | Path, limit: int | None, best: str | None) -> None:
 def keep_only(run_folder: str | Path, best: str) -> None:
     """Remove the checkpoints of equipoise but the best, as transformers does at the end of a run that may keep one."""
     for folder in _removable(run_folder):
-        if is_complete(folder) and folder.resolve() != Path(best).resolve():
+        if is_complete(folder) and not same_place(folder, best):
             with suppress(OSError):
                 _remove(folder)
 

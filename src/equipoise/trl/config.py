@@ -117,7 +117,7 @@ class EquipoiseConfig(RecordSettings, SteeringSettings, RolloutSettings, GRPOCon
                 require(name, value, "a mapping", not isinstance(value, str))
 
     def _check_machine(self) -> None:
-        for name in ("use_transformers_continuous_batching", "use_transformers_paged"):
+        for name in ("use_transformers_paged", "use_transformers_continuous_batching"):
             if getattr(self, name, False) and self.use_cpu:
                 raise ValueError(f"{name} needs an accelerator: on a CPU it never ends")
 

@@ -93,7 +93,7 @@ def build(values: dict[str, Any]) -> tuple[RunSettings, EquipoiseConfig]:
     Raises:
         InputError: values out of range, missing or excluding each other.
     """
-    values = {"logging_steps": 1} | with_preset(values)  # the report and the studies want every update
+    given, values = values, {"logging_steps": 1} | with_preset(values)  # report and studies want every update
     own = {f.name for f in dataclasses.fields(RunSettings)}
     run = RunSettings(**{k: v for k, v in values.items() if k in own})
     if not values.get("output_dir"):
@@ -103,17 +103,28 @@ def build(values: dict[str, Any]) -> tuple[RunSettings, EquipoiseConfig]:
     try:
         return run, EquipoiseConfig(**{k: v for k, v in values.items() if k not in own})
     except (ValueError, ImportError) as error:
-        raise InputError(_with_keys(" ".join(str(error).split()), values)) from error
+        raise InputError(_with_keys(" ".join(str(error).split()), given)) from error
     except Exception as error:  # of values that the hosts do not check: a file that is not there, a number too large
         if not raised_by_host(error):
             raise
-        raise InputError(_with_keys(f"the settings cannot be used: {one_line(error)}", values)) from error
+        raise InputError(_with_keys(f"the settings cannot be used: {one_line(error)}", given)) from error
 
 
 def _with_keys(message: str, values: Mapping[str, Any]) -> str:
-    """A host's words, with the keys whose value they quote where they name none; with all that were given if none."""
-    if not known_keys().keys().isdisjoint(re.findall(r"\w+", message)):
+    """A host's words, with the keys whose value they quote where they name none; with all that were given if none.
+
+    A host may have renamed a key, and names that one; an empty text it quotes as nothing.
+    """
+    words = set(re.findall(r"\w+", message))
+    if not words.isdisjoint(values):
         return message
-    words = set(re.findall(r"[\w.+-]+", message))
-    quoted = [key for key, value in values.items() if str(value) in words and not isinstance(value, bool)]
+    quoted = [key for key, value in values.items() if not isinstance(value, bool) and _quotes(message, str(value))]
+    if not quoted and not words.isdisjoint(known_keys()):
+        return message
     return f"{message} (of the keys {', '.join(quoted or values)})"
+
+
+def _quotes(message: str, value: str) -> bool:
+    """Whether the value, or how Python writes it, may stand in the message by itself, not within a word or number."""
+    forms = "|".join({re.escape(value), re.escape(repr(value)[1:-1])})
+    return not value or bool(re.search(rf"(?<![\w.])({forms})(?!\w|\.\w)", message))

@@ -35,7 +35,7 @@ from equipoise.diagnostics.run_folder import (
     run_and_checkpoint,
 )
 from equipoise.diagnostics.trust import is_named, named_code, require_trust, sign
-from equipoise.errors import InputError
+from equipoise.errors import InputError, read_from
 from equipoise.files import PART, clear, put, write_at_once
 from equipoise.models.evaluation import evaluate_policy
 from equipoise.models.loading import load_model, load_tokenizer, lora_config, template_settings
@@ -51,6 +51,7 @@ from equipoise.trl.beginning import Beginning
 from equipoise.trl.callbacks import HeldOutEvaluation, MetricsRecorder, ProgressBar
 from equipoise.trl.checkpoints import check_whole, set_later_aside
 from equipoise.trl.config import EquipoiseConfig
+from equipoise.trl.effects import tell_without_effect
 from equipoise.trl.endings import told
 from equipoise.trl.episodes import evaluate_episodes
 from equipoise.trl.keys import build, read_config, with_secrets
@@ -85,6 +86,7 @@ def train(
     """
     values = with_secrets(values, "the keys of this run")
     settings, config = build(values)
+    tell_without_effect(values, settings, config)
     folder, beginning = Path(str(config.output_dir)), Beginning()
     created = _new_folder(folder)
     with told(folder):
@@ -158,7 +160,8 @@ def resume(
     if former:
         settings, config = build(values | former)
     beginning = Beginning()
-    trainer = _prepare(settings, config, (), on_model, beginning)
+    with read_from(str(folder / CONFIG_FILE), values):
+        trainer = _prepare(settings, config, (), on_model, beginning)
     if is_named(folder, trusted) and trainer.accelerator.is_main_process:  # from here on it is this user's run
         sign(folder, (folder / CONFIG_FILE).read_text(encoding="utf-8"))
     with told(folder):
@@ -263,7 +266,7 @@ def _check_sizes(train: Dataset, config: EquipoiseConfig, settings: RunSettings)
     needed = (config.generation_batch_size or 0) // (config.num_generations or 1)
     if len(train) < needed:
         raise InputError(
-            f"{settings.task}: {len(train)} training prompts, but a rollout batch takes {needed} "
+            f"task {settings.task}: {len(train)} training prompts, but a rollout batch takes {needed} "
             f"(generation_batch_size / num_generations = {config.generation_batch_size} / {config.num_generations})"
         )
 

@@ -18,6 +18,7 @@ from verl.workers.engine_workers import TrainingWorker
 from equipoise.diagnostics.run_folder import CHECKPOINT_MARKER
 from equipoise.errors import InputError
 from equipoise.files import write_at_once, writing
+from equipoise.inputs.json_text import json_value
 from equipoise.steering import Steering
 from equipoise.verl.checks import check_actor
 from equipoise.verl.origin import Versions, examine
@@ -197,7 +198,7 @@ class EquipoiseWorker(TrainingWorker):
     def _restore(self, text: str, origin: str) -> None:
         assert self.updates is not None
         try:
-            state = json.loads(text)
+            state = json_value(text.encode())
             if state["format"] > FORMAT:
                 raise InputError(f"{origin} is of a newer format than this version of equipoise reads ({FORMAT})")
             self.updates.number, self.steps, self.samples = (int(state[key]) for key in ("updates", "steps", "samples"))
@@ -206,7 +207,7 @@ class EquipoiseWorker(TrainingWorker):
             self.updates.steering.last_entropy = float(state["last_entropy"])
         except InputError:
             raise
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
             raise InputError(f"{origin} is damaged: {error!r}; use another checkpoint") from error
 
     def _progress_of_steps(self) -> float:

@@ -44,7 +44,7 @@ COMMAND_LINES = tuple(
     doctor own.yaml
     doctor model --dataset data.jsonl --reward exact --chat_template_kwargs '{a: 1}'
     doctor log.jsonl
-    doctor run --task ladder --learning_rate 0.1
+    doctor run --task ladder --probe --learning_rate 0.1
     doctor owner/name
     """.strip().splitlines()
 )

@@ -32,6 +32,9 @@ SECONDS = 20.0
 MEMORY = 4 << 30
 """Bytes of addresses that a worker may take beside what it begins with."""
 
+MOMENT = 1.0
+"""Seconds in which what a command leaves running may still end."""
+
 WORDS_FILE = "words.json"
 """In the folder of a worker: kind, number and words of its input."""
 
@@ -101,11 +104,19 @@ def run_input(kind: str, seed: int, number: int, materials: Path, box: Path) -> 
         _surroundings(stack, box, works=KINDS[kind].works)
         before = running()
         _call(ended)
-        ended.running = sorted(running() - before)
+        ended.running = _still_running(before)
     seconds = time.process_time() - begin
     ended.after = snapshot(box)
     told = "\n".join([ended.output[-4000:], ended.error[-4000:], ended.traceback])
     return Result(kind, number, words, problems(ended), seconds, ended.begun, ended.code, told)
+
+
+def _still_running(before: set[str]) -> list[str]:
+    """What was not running before, and does not end by itself at once: threads that load a model are not waited for."""
+    end = time.monotonic() + MOMENT
+    while (left := running() - before) and time.monotonic() < end:
+        time.sleep(0.02)
+    return sorted(left)
 
 
 def _surroundings(stack: ExitStack, box: Path, *, works: bool) -> None:

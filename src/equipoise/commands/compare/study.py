@@ -108,7 +108,8 @@ def read_study(path: str | Path, *, seeds: list[int] | None = None) -> Study:
     if warm_start and "model" in base:
         raise InputError(f"{origin}: give either warm_start or a model in base, not both")
     only = _only(values, conditions, methods, origin)
-    baselines = _names(values.get("baselines") or [next(iter(methods))], methods, f"{origin}: baselines")
+    first = [next(iter(methods))]
+    baselines = _names(_given(values, "baselines", first), methods, f"{origin}: baselines")
     chosen = _seeds(values["seeds"] if seeds is None and "seeds" in values else seeds or [0], origin)
     runs = []
     for condition, condition_keys in conditions.items():
@@ -135,17 +136,29 @@ def file_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9.-]+", "_", name).strip("_.") or "_"
 
 
+def _given(values: dict[Any, Any], key: Any, otherwise: Any) -> Any:
+    """What the study says; only a key that is missing, or has no value, is left to the rest."""
+    return otherwise if values.get(key) is None else values[key]
+
+
 def _mapping(values: dict[str, Any], key: str, origin: str) -> dict[str, Any]:
-    value = values.get(key) or {}
+    value = _given(values, key, {})
     if not isinstance(value, dict):
         raise InputError(f"{origin}: {key} must be a mapping, got {shortened(value)}")
     if key == "base":
-        return value
-    named = {str(name): keys or {} for name, keys in value.items()}
-    for name, keys in named.items():
+        return _with_words(value)
+    named = {}
+    for name in value:
+        keys = _given(value, name, {})
         if not isinstance(keys, dict):
             raise InputError(f"{origin}: {key}, {name} must be a mapping of keys to values, got {shortened(keys)}")
+        named[str(name)] = _with_words(keys)
     return named
+
+
+def _with_words(keys: dict[Any, Any]) -> dict[str, Any]:
+    """A mapping whose keys are words, as at the top of a file: `true: 1` names the key "True", which there is not."""
+    return {str(key): value for key, value in keys.items()}
 
 
 def _distinct_folders(names: dict[str, Any], origin: str) -> None:
@@ -160,13 +173,15 @@ def _distinct_folders(names: dict[str, Any], origin: str) -> None:
 
 
 def _names(value: Any, known: dict[str, Any], what: str) -> tuple[str, ...]:
-    if not isinstance(value, list) or any(str(name) not in known for name in value):
-        raise InputError(f"{what} must be a list of names out of {', '.join(map(repr, known))}, got {shortened(value)}")
-    return tuple(map(str, value))
+    names = tuple(map(str, value)) if isinstance(value, list) else ()
+    if not names or len(set(names)) < len(names) or not known.keys() >= set(names):
+        listed = ", ".join(map(repr, known))
+        raise InputError(f"{what} must be a list of names, each once, out of {listed}, got {shortened(value)}")
+    return names
 
 
 def _only(values: dict[str, Any], conditions: dict, methods: dict, origin: str) -> dict[str, tuple[str, ...]]:
-    only = values.get("only") or {}
+    only = _given(values, "only", {})
     if not isinstance(only, dict) or any(str(name) not in conditions for name in only):
         raise InputError(f"{origin}: only must map conditions to lists of methods, got {shortened(only)}")
     return {str(name): _names(chosen, methods, f"{origin}: only, {name}") for name, chosen in only.items()}

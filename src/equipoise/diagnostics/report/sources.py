@@ -71,7 +71,7 @@ def read_sources(folders: list[Path]) -> list[Source]:
     Raises:
         InputError: a folder that is no run, or that was given twice.
     """
-    resolved = [folder.resolve() for folder in folders]
+    resolved = [Path(os.path.realpath(folder)) for folder in folders]  # of links in a circle too
     twice = [str(folder) for number, folder in enumerate(folders) if resolved[number] in resolved[:number]]
     if twice:
         raise InputError(f"run folder {twice[0]} is given twice")
