@@ -130,9 +130,19 @@ def test_an_adapter_in_float32_spares_the_inputs_of_frozen_weights(model):
     )
 
 
+def test_a_tied_embedding_has_a_gradient_beside_the_heads(tmp_path):
+    config = LlamaConfig(vocab_size=640, **WIDTHS, num_key_value_heads=2, tie_word_embeddings=True)
+    config.save_pretrained(tmp_path)
+    tied = {device: held(plan(keys(str(tmp_path)), PlanOptions(device=device))) for device in ("cpu", "gpu")}
+    assert tied["cpu"]["embedding's gradient"] == 4 * 640 * 48
+    assert "embedding's gradient" not in tied["gpu"]
+    adapter = plan(keys(str(tmp_path), use_peft=True), PlanOptions(device="cpu"))
+    assert "embedding's gradient" not in held(adapter)
+
+
 def test_a_gpu_holds_what_it_did(model):
     on_gpu = held(plan(keys(model), PlanOptions(device="gpu")))
-    assert "libraries" not in on_gpu
+    assert not {"libraries", "embedding's gradient"} & set(on_gpu)
     assert "layer inputs" in on_gpu
 
 

@@ -94,6 +94,8 @@ def plan(values: dict[str, Any], options: PlanOptions) -> Plan:
         terms.append(Term("whole model", whole, f"2 B x {parameters.total:,}: ds3_gather_for_generation", "sampling"))
     layer = _layer_bytes(shape, parameters, settings, types)
     terms += _learning_terms(shape, values, config, options.prompt_tokens, layer, types, place)
+    if place.device == "cpu" and shape.tied and not settings.use_peft:
+        terms.append(memory.tied_gradient_term(shape, types.saved))
     sampled, notes = _sampling_terms(shape, parameters, config, batch, options.prompt_tokens, place, types)
     terms += sampled
     notes += _notes(types, sharding, settings, config, place)

@@ -210,6 +210,16 @@ def statistics_term(shape: Shape, *, scored: int, compute: int, device: Literal[
     return Term("statistics head", per_token * scored, formula, "learning")
 
 
+def tied_gradient_term(shape: Shape, element: int) -> Term:
+    """The gradient that a tied embedding forms of its own, at the end of a backward pass, beside that of the LM head.
+
+    On a GPU it finds the room that the activations have left by then; on a CPU the heap has not given that back.
+    """
+    num_bytes = element * shape.vocabulary * shape.hidden
+    formula = f"{element} B x {shape.vocabulary:,} x {shape.hidden:,}: formed beside the head's, and added"
+    return Term("embedding's gradient", num_bytes, formula, "learning")
+
+
 def full_logits_bytes(shape: Shape, scored: int) -> int:
     """One float32 tensor [tokens, vocabulary], which the statistics head never forms."""
     return FLOAT32 * scored * shape.vocabulary
