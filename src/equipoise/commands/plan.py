@@ -79,19 +79,7 @@ def plan(values: dict[str, Any], options: PlanOptions) -> Plan:
     parameters = parameter_count(config_of_model, _lora(settings))
     batch = _batch(values, config, sharding.processes)
     types = _types(values, config, config_of_model, sharding, place)
-    terms = memory.model_terms(
-        parameters,
-        sharding,
-        saved_bytes=types.saved,
-        optimizer=str(getattr(config.optim, "value", config.optim)),
-        mixed=types.mixed,
-        reference=config.beta != 0 and not settings.use_peft,
-    )
-    if place.device == "cpu":
-        terms.insert(0, memory.LIBRARIES)
-    if sharding.kind == "zero3" and config.ds3_gather_for_generation and not config.use_vllm:
-        whole = memory.HALF * parameters.total
-        terms.append(Term("whole model", whole, f"2 B x {parameters.total:,}: ds3_gather_for_generation", "sampling"))
+    terms = _state_terms(parameters, sharding, settings, config, types, place)
     layer = _layer_bytes(shape, parameters, settings, types)
     terms += _learning_terms(shape, values, config, options.prompt_tokens, layer, types, place)
     if place.device == "cpu" and shape.tied and not settings.use_peft:
@@ -249,6 +237,29 @@ def _batch(values: dict[str, Any], config: EquipoiseConfig, processes: int) -> B
         most_tokens_per_rollout=(rollout - replayed) * (config.max_completion_length or 0),
         rows_per_process=local.completions,
     )
+
+
+def _state_terms(
+    parameters: ParameterCount,
+    sharding: Sharding,
+    settings: RunSettings,
+    config: EquipoiseConfig,
+    types: _Types,
+    place: Machine,
+) -> list[Term]:
+    """Weights, gradients and optimizer state, and the libraries on a CPU."""
+    terms = memory.model_terms(
+        parameters,
+        sharding,
+        saved_bytes=types.saved,
+        optimizer=str(getattr(config.optim, "value", config.optim)),
+        mixed=types.mixed,
+        reference=config.beta != 0 and not settings.use_peft,
+    )
+    if sharding.kind == "zero3" and config.ds3_gather_for_generation and not config.use_vllm:
+        whole = memory.HALF * parameters.total
+        terms.append(Term("whole model", whole, f"2 B x {parameters.total:,}: ds3_gather_for_generation", "sampling"))
+    return [memory.LIBRARIES, *terms] if place.device == "cpu" else terms
 
 
 def _layer_bytes(shape: Shape, parameters: ParameterCount, settings: RunSettings, types: _Types) -> int:
