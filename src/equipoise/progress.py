@@ -45,7 +45,7 @@ class SamplingBar:
         self.completions: float = done
         self.num_tokens, self.begun = 0, time.monotonic()
 
-    def __enter__(self) -> "SamplingBar":
+    def __enter__(self) -> Any:  # itself: a subclass its own
         return self
 
     def __exit__(self, *error: Any) -> None:
