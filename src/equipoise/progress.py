@@ -45,7 +45,7 @@ class SamplingBar:
         self.completions: float = done
         self.num_tokens, self.begun = 0, time.monotonic()
 
-    def __enter__(self) -> "SamplingBar":
+    def __enter__(self) -> Any:  # itself: a subclass its own
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -63,7 +63,7 @@ class SamplingBar:
         self.bar.set_postfix_str(f"{speed:,.0f} tokens/s", refresh=False)
         self._show(self.completions + completions)
 
-    def update(self, completions: int) -> None:
+    def update(self, completions: float) -> None:
         """So many completions are done."""
         self.completions += completions
         self._show(self.completions)

@@ -15,7 +15,7 @@ from trainer_setup import character_tokenizer, tiny_model
 
 from equipoise.cli import main
 from equipoise.commands import evaluate as comparison
-from equipoise.commands.evaluation_table import as_csv, as_markdown, print_evaluations
+from equipoise.commands.evaluation_table import as_csv, as_markdown, print_compared, print_evaluations
 from equipoise.errors import InputError
 from equipoise.models import resumable_evaluation
 from equipoise.models.evaluation import evaluate_policy
@@ -330,26 +330,48 @@ def test_several_models_on_several_benchmarks_in_one_table(workplace, capsys):
     assert {"text", "reward", "verdict", "reason", "length", "truncated", "entropy"} == record["completions"][0].keys()
 
 
-@pytest.mark.parametrize("columns", [80, 60, 200])
-@pytest.mark.parametrize("terminal", [True, False])
-def test_no_number_is_folded_or_lost_in_a_narrow_terminal(monkeypatch, columns, terminal):
-    estimate = {"mean": 0.1234, "low": 0.0567, "high": 0.2345}
-    evaluation = {
-        "num_prompts": 1319, "num_samples": 16, "temperature": 1.0, "greedy": estimate, "average": estimate,
-        "pass_at": {"1": estimate, "8": estimate}, "distinct_correct_at": {"1": estimate, "8": estimate},
-        "mean_entropy": 0.512, "mean_length": 123.4, "truncated_fraction": 0.034, "verdicts": {"correct": 3},
-    }  # fmt: skip
+ESTIMATE = {"mean": 0.1234, "low": 0.0567, "high": 0.2345}
+EVALUATION = {
+    "num_prompts": 1319, "num_samples": 16, "temperature": 1.0, "greedy": ESTIMATE, "average": ESTIMATE,
+    "pass_at": {"1": ESTIMATE, "8": ESTIMATE}, "distinct_correct_at": {"1": ESTIMATE, "8": ESTIMATE},
+    "mean_entropy": 0.512, "mean_length": 123.4, "truncated_fraction": 0.034, "verdicts": {"correct": 3},
+}  # fmt: skip
+
+
+@pytest.fixture(params=[(80, True), (60, True), (200, True), (60, False)], ids=lambda p: f"{p[0]}-{p[1]}")
+def shown(request, monkeypatch):
+    """What a function prints, on a terminal of so many columns or to a file, and how wide that may be."""
+    columns, terminal = request.param
     stream = Terminal() if terminal else io.StringIO()
-    monkeypatch.setattr("sys.stdout", stream)
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setenv("TERM", "xterm")
-    print_evaluations({"runs/mine": {"gsm8k": evaluation}, "SmolLM2-135M-Instruct": {"gsm8k": evaluation}})
-    lines = re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue()).splitlines()
-    assert max(map(len, lines)) <= (columns if terminal else 80)
+
+    def lines(function, *args):
+        monkeypatch.setattr("sys.stdout", stream)
+        function(*args)
+        return re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue()).splitlines(), columns if terminal else 80
+
+    return lines
+
+
+def test_no_number_is_folded_or_lost_in_a_narrow_terminal(shown):
+    evaluations = {"runs/mine": {"gsm8k": EVALUATION}, "SmolLM2-135M-Instruct": {"gsm8k": EVALUATION}}
+    lines, width = shown(print_evaluations, evaluations)
+    assert max(map(len, lines)) <= width
     said = "\n".join(lines)
     for number in ("1319", "0.512", "123.4", "0.034", "runs/mine", "SmolLM2-135M-Instruct"):
         assert number in said
     assert said.count("0.123 [0.057, 0.234]") == 2 * 4
+
+
+def test_the_quick_starts_models_stand_side_by_side_in_80_columns(shown):
+    lines, width = shown(print_compared, dict.fromkeys(("warm start", "GRPO", "equipoise"), EVALUATION))
+    assert max(map(len, lines)) <= width
+    said = "\n".join(lines)
+    assert len(re.findall(r"0\.123\b", said)) == len(re.findall(r"\[0\.057, 0\.234\]", said)) == 3 * 4
+    for number in ("1319", "16 samples", "warm start", "GRPO", "equipoise", "pass@8"):
+        assert number in said
+    assert any({"greedy", "pass@1", "pass@8"} <= set(line.split()) for line in lines) == (width >= 80)
 
 
 def test_a_second_call_goes_on_and_gives_the_same(workplace, monkeypatch, capsys):

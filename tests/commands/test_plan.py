@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, MixtralConfig, Qwen2Config, Qwen3Config
 
 from equipoise.cli import main
@@ -41,6 +42,9 @@ def keys(**changes):
     return base | changes
 
 
+GPU = PlanOptions(device="gpu")
+
+
 def term(made, name):
     return next(t.num_bytes for t in made.terms if t.name == name)
 
@@ -67,7 +71,7 @@ def test_parameters_of_layers_and_outside(family):
 
 
 def test_an_adapter_counts_as_trainable_alone():
-    made = plan(keys(use_peft=True, lora_r=8, lora_target_modules=["q_proj"]), PlanOptions())
+    made = plan(keys(use_peft=True, lora_r=8, lora_target_modules=["q_proj"]), GPU)
     config = architecture("Qwen/Qwen3-1.7B")
     adapter = 28 * 8 * (config.hidden_size + config.num_attention_heads * config.head_dim)
     assert made.parameters.trainable == adapter
@@ -76,7 +80,10 @@ def test_an_adapter_counts_as_trainable_alone():
     assert term(made, "optimizer") == 8 * adapter
 
 
-def kept_by_autograd(config, *, layers, length, dtype, autocast, checkpointing=False):
+RANK = 4
+
+
+def kept_by_autograd(config, *, layers, length, dtype, autocast, checkpointing=False, adapted=()):
     """Bytes that autograd keeps of a forward pass through the decoder, parameters and their casts aside."""
     config = type(config)(**(config.to_dict() | {"num_hidden_layers": layers, "layer_types": None}))
     torch.manual_seed(0)
@@ -84,6 +91,9 @@ def kept_by_autograd(config, *, layers, length, dtype, autocast, checkpointing=F
     model.train()
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if adapted:
+        decoder = model.base_model
+        model = get_peft_model(model, LoraConfig(r=RANK, target_modules=list(adapted), task_type="CAUSAL_LM"))
     shapes = {tuple(p.shape) for p in model.parameters()} | {
         tuple(p.t().shape) for p in model.parameters() if p.ndim == 2
     }
@@ -103,7 +113,7 @@ def kept_by_autograd(config, *, layers, length, dtype, autocast, checkpointing=F
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
         torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast),
     ):
-        model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
+        (decoder if adapted else model.base_model)(input_ids=ids, attention_mask=mask, use_cache=False)
     return sum(size for _, size in kept.values())
 
 
@@ -115,10 +125,12 @@ def test_activations_of_a_layer_are_what_autograd_keeps(family, dtype, autocast)
     settings = {"length": 40, "dtype": dtype, "autocast": autocast}
     three, two = (kept_by_autograd(FAMILIES[family], layers=n, **settings) for n in (3, 2))
     residual, compute = dtype.itemsize, 2 if autocast else dtype.itemsize
+    shape = Shape.of(FAMILIES[family])
     (expected,) = memory.activation_terms(
-        Shape.of(FAMILIES[family]),
+        shape,
         rows=2,
         length=40,
+        layer=memory.layer_activation_bytes(shape, residual=residual, compute=compute),
         residual=residual,
         compute=compute,
         checkpointing=False,
@@ -131,11 +143,33 @@ def test_activations_of_a_layer_are_what_autograd_keeps(family, dtype, autocast)
 def test_checkpointed_layers_keep_their_inputs(family):
     settings = {"length": 40, "dtype": torch.float32, "autocast": True, "checkpointing": True}
     three, two = (kept_by_autograd(FAMILIES[family], layers=n, **settings) for n in (3, 2))
+    shape = Shape.of(FAMILIES[family])
+    layer = memory.layer_activation_bytes(shape, residual=4, compute=2)
     inputs, again = memory.activation_terms(
-        Shape.of(FAMILIES[family]), rows=2, length=40, residual=4, compute=2, checkpointing=True, masked=False
+        shape, rows=2, length=40, layer=layer, residual=4, compute=2, checkpointing=True, masked=False
     )
     assert three - two == inputs.num_bytes / 2
-    assert again.num_bytes == 80 * memory.layer_activation_bytes(Shape.of(FAMILIES[family]), residual=4, compute=2)
+    assert again.num_bytes == 80 * layer
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "adapted",
+    [("q_proj", "v_proj"), ("k_proj",), ("o_proj",), ("gate_proj",), ("up_proj", "down_proj"), memory.LINEAR],
+    ids=" ".join,
+)
+def test_activations_before_frozen_weights_are_what_autograd_keeps(family, adapted):
+    settings = {"length": 40, "dtype": torch.float32, "autocast": False, "adapted": adapted}
+    three, two = (kept_by_autograd(FAMILIES[family], layers=n, **settings) for n in (3, 2))
+    mask = 2 * 40 * 40 * 4
+    per_token = memory.adapted_layer_activation_bytes(Shape.of(FAMILIES[family]), adapted, RANK)
+    assert three - two == 80 * per_token + mask
+
+
+def test_the_linear_parts_with_an_adapter_are_those_of_peft():
+    asked = LoraConfig(r=RANK, target_modules=["gate_proj", "o_proj"], task_type="CAUSAL_LM")
+    assert parameter_count(FAMILIES["llama"], asked).adapted == ("gate_proj", "o_proj")
+    assert parameter_count(FAMILIES["llama"], LoraConfig(task_type="CAUSAL_LM")).adapted == ("q_proj", "v_proj")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -202,18 +236,18 @@ def test_sums_are_those_of_the_phases_and_decide():
 
 
 def test_transformers_holds_the_cache_of_all_its_rows():
-    made = plan(keys(), PlanOptions(prompt_tokens=100))
+    made = plan(keys(), PlanOptions(device="gpu", prompt_tokens=100))
     assert term(made, "KV cache") == 32 * 1124 * memory.kv_cache_bytes(made.shape, 2)
 
 
 def test_vllm_takes_its_share_in_one_phase_or_both():
     vllm = {"use_vllm": True, "vllm_gpu_memory_utilization": 0.25}
-    awake, asleep = (plan(keys(**vllm, vllm_enable_sleep_mode=sleep), PlanOptions()) for sleep in (False, True))
+    awake, asleep = (plan(keys(**vllm, vllm_enable_sleep_mode=sleep), GPU) for sleep in (False, True))
     assert awake.learning_bytes - asleep.learning_bytes == 20 * GIB
     assert awake.sampling_bytes == asleep.sampling_bytes
     sequence = 1536 * memory.kv_cache_bytes(awake.shape, 2)
     assert f"{(20 * GIB - 2 * awake.parameters.total) // sequence} sequences of full length" in awake.notes[0]
-    server = plan(keys(use_vllm=True, vllm_mode="server"), PlanOptions())
+    server = plan(keys(use_vllm=True, vllm_mode="server"), GPU)
     assert server.sampling_bytes == server.learning_bytes - sum(
         t.num_bytes for t in server.terms if t.phase == "learning"
     )
@@ -222,15 +256,14 @@ def test_vllm_takes_its_share_in_one_phase_or_both():
 
 def test_the_mask_of_sdpa_is_counted_and_flash_attention_has_none():
     masked, plain = (
-        plan(keys(model_init_kwargs={"attn_implementation": kind}), PlanOptions())
-        for kind in ("sdpa", "flash_attention_2")
+        plan(keys(model_init_kwargs={"attn_implementation": kind}), GPU) for kind in ("sdpa", "flash_attention_2")
     )
     assert masked.learning_bytes - plain.learning_bytes == 4 * 1536**2 * 2
 
 
 def test_training_in_16_bits_is_pointed_out():
-    assert any("lost in rounding" in note for note in plan(keys(), PlanOptions()).notes)
-    whole = plan(keys(model_init_kwargs={"dtype": "float32"}), PlanOptions())
+    assert any("lost in rounding" in note for note in plan(keys(), GPU).notes)
+    whole = plan(keys(model_init_kwargs={"dtype": "float32"}), GPU)
     assert not any("lost in rounding" in note for note in whole.notes)
     assert term(whole, "weights") == 4 * whole.parameters.total
 
@@ -240,7 +273,7 @@ def test_every_recipe_has_a_plan_that_fits(path):
     values = read_config(path)
     said = path.read_text()
     file = next((p for p in ACCELERATE if f"accelerate launch --config_file recipes/accelerate/{p.name}" in said), None)
-    made = plan(values, PlanOptions(accelerate=file))
+    made = plan(values, PlanOptions(accelerate=file, device="gpu"))
     assert made.fits, made.as_dict()
     assert (file is None) == ("on one GPU" in said)
     for number in (made.batch.completions_per_update, made.batch.completions_per_rollout):

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from equipoise.cli import main
-from equipoise.commands.probe import ProbeOptions, ProbeSampling, StepOptions, _probe_batch, _Rollout
+from equipoise.commands.probe import ProbeOptions, ProbeSampling, StepOptions, _probe_batch
+from equipoise.commands.probe_passes import Rollout
+from equipoise.commands.probe_time import ProbeBar, ProbeTime
 from equipoise.models.loading import load_model, load_tokenizer
 from equipoise.models.prompts import encoded_prompts
 from equipoise.models.sampling import Sampler
@@ -37,10 +39,11 @@ def probed(model, learning_rate=0.01, optimizer="sgd", batch_size=8):
     prompts = encoded_prompts(tokenizer, ladder_task().train["prompt"][:4])
     torch.manual_seed(0)
     completions = Sampler(policy, tokenizer, 13, 64).completions([p for p in prompts for _ in range(2)], 1.0, print)
-    rollout = _Rollout([p for p in prompts for _ in range(2)], completions, torch.tensor([1.0, -1] * 4), [1.0, 0] * 4)
+    rollout = Rollout([p for p in prompts for _ in range(2)], completions, torch.tensor([1.0, -1] * 4), [1.0, 0] * 4)
     step = StepOptions(optimizer=optimizer, learning_rate=learning_rate)
     sampling = ProbeSampling(batch_size=batch_size, generations=2)
-    return _probe_batch(policy, rollout, ProbeOptions(model=str(model), step=step, sampling=sampling), 0)
+    bar = ProbeBar(8, ProbeTime(1.0, 1.0))
+    return _probe_batch(policy, rollout, ProbeOptions(model=str(model), step=step, sampling=sampling), 0, bar)
 
 
 @pytest.mark.parametrize(("optimizer", "step"), [("sgd", 1e-5), ("adamw", 1e-7)])

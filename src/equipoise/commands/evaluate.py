@@ -10,8 +10,6 @@ from uuid import uuid4
 
 import torch
 from datasets import Dataset
-from rich.console import Console
-from rich.table import Table
 from tyro.conf import Positional, arg
 
 from equipoise.commands.data import DataOptions
@@ -278,27 +276,3 @@ def _sampler(name: str, tokenizer: Any, sampling: SamplingOptions, model_code: b
     if not on_cpu:
         cast(Any, model).to(torch.accelerator.current_accelerator())
     return Sampler(model.eval(), tokenizer, 1, sampling.batch_size, measures_entropy=True)
-
-
-def print_table(evaluations: dict[str, dict[str, Any]]) -> None:
-    """Greedy, pass@k and distinct correct answers of each model, with 95% intervals over prompts."""
-    ks = list(dict.fromkeys(k for e in evaluations.values() for k in e["pass_at"]))
-    first = next(iter(evaluations.values()))
-    table = Table(
-        title=f"{first['num_prompts']} held-out prompts, {first['num_samples']} samples each at temperature "
-        f"{first['temperature']:g}; 95% intervals over prompts"
-    )
-    table.add_column("model", overflow="fold")
-    largest = ks[-1]
-    for heading in ("greedy", *(f"pass@{k}" for k in ks), f"distinct correct of {largest}"):
-        table.add_column(heading, justify="right")
-    for name, e in evaluations.items():
-        estimates = [e["greedy"], *(e["pass_at"][k] for k in ks), e["distinct_correct_at"][largest]]
-        table.add_row(name, *map(_interval, estimates))
-    Console(width=None if Console().is_terminal else 120).print(table)
-
-
-def _interval(estimate: dict[str, float] | None) -> str:
-    if estimate is None:
-        return "–"
-    return f"{estimate['mean']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"

@@ -4,6 +4,7 @@ import csv
 import io
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -70,22 +71,61 @@ def as_markdown(evaluations: Evaluations) -> str:
 def print_evaluations(evaluations: Evaluations) -> None:
     """The table on stdout; where it is too wide, in 80 columns or those of the terminal, every row as a list."""
     headings, rows = _shown(evaluations)
-    console = Console(width=None if Console().is_terminal else PIPED_WIDTH)
     table = Table(title=_caption(evaluations))
     for number, heading in enumerate(headings):
         table.add_column(heading, justify="left" if number < 2 else "right", overflow="fold")
     for row in rows:
         table.add_row(*row)
-    if console.measure(table, options=console.options.update(max_width=UNLIMITED)).maximum <= console.width:
+    labels = [f"{model} on {benchmark}" for model, benchmark, *_ in rows]
+    _print(table, labels, headings[2:], [values for _, _, *values in rows], _caption(evaluations))
+
+
+def print_compared(evaluations: dict[str, dict[str, Any]]) -> None:
+    """Greedy, pass@k and distinct correct answers of models on the same prompts, intervals below, as narrow as that.
+
+    Args:
+        evaluations: model -> `Evaluation.as_dict()`.
+    """
+    first = next(iter(evaluations.values()))
+    ks = list(dict.fromkeys(k for e in evaluations.values() for k in e["pass_at"]))
+    headings = ["greedy", *(f"pass@{k}" for k in ks), f"distinct correct of {ks[-1]}"]
+    rows = [[e["greedy"], *(e["pass_at"].get(k) for k in ks), e["distinct_correct_at"].get(ks[-1])]
+            for e in evaluations.values()]  # fmt: skip
+    caption = (
+        f"{first['num_prompts']} held-out prompts, {first['num_samples']} samples each at temperature "
+        f"{first['temperature']:g}; 95% intervals over prompts"
+    )
+    table = Table(title=caption, title_justify="left", box=box.SIMPLE, collapse_padding=True, pad_edge=False)
+    table.add_column("model", overflow="fold")
+    for heading in headings:
+        table.add_column(heading.replace("distinct ", "distinct\n"), justify="right")
+    for name, row in zip(evaluations, rows, strict=True):
+        table.add_row(name, *(_interval(estimate, "\n") for estimate in row))
+    _print(table, list(evaluations), headings, [[_interval(e, " ") for e in row] for row in rows], caption)
+
+
+def _interval(estimate: dict[str, float] | None, between: str) -> str:
+    if estimate is None:
+        return "–"
+    return f"{estimate['mean']:.3f}{between}[{estimate['low']:.3f}, {estimate['high']:.3f}]"
+
+
+def _print(table: Table, labels: list[str], headings: list[str], rows: list[list[str]], caption: str) -> None:
+    """The table if it fits, else what it says as a list for each of its rows."""
+    console = Console(width=None if Console().is_terminal else PIPED_WIDTH)
+    table.title, title = None, table.title  # which may be folded
+    wanted = console.measure(table, options=console.options.update(max_width=UNLIMITED)).maximum
+    table.title = title
+    if wanted <= console.width:
         console.print(table)
         return
-    for model, benchmark, *values in rows:
-        console.print(f"{model} on {benchmark}", markup=False, highlight=False)
+    for label, values in zip(labels, rows, strict=True):
+        console.print(label, markup=False, highlight=False)
         numbers = Table.grid(padding=(0, 0, 0, 2))
-        for heading, value in zip(headings[2:], values, strict=True):
+        for heading, value in zip(headings, values, strict=True):
             numbers.add_row(heading, value)
         console.print(numbers)
-    console.print(_caption(evaluations), markup=False, highlight=False)
+    console.print(caption, markup=False, highlight=False)
 
 
 def _shown(evaluations: Evaluations) -> tuple[list[str], list[list[str]]]:

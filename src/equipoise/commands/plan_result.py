@@ -1,4 +1,4 @@
-"""What `equipoise plan` found: batches and the memory of one GPU, for Python, for JSON, and as tables."""
+"""What `equipoise plan` found: batches and the memory of one GPU or process, for Python, for JSON, and as tables."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, cast
@@ -6,12 +6,12 @@ from typing import Any, cast
 from rich.console import Console
 from rich.table import Table
 
+from equipoise.commands.plan_machine import GIB, Device
 from equipoise.models.architectures import ParameterCount, Shape
 from equipoise.models.memory import Term
 
-GIB = 2**30
 RESERVE = 0.1
-"""Part of a GPU that is left to what is not calculated."""
+"""Part of the memory that is left to what is not calculated."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,11 @@ class Plan:
         parameters: of the model, with an adapter where there is one.
         batch: the arithmetic of batches.
         sharding: "none", "fsdp2", "zero2" or "zero3".
-        terms: of the memory of one GPU.
+        terms: of the memory of one GPU, or of one process on a CPU.
         learning_bytes: the sum while the model learns.
         sampling_bytes: the sum while completions are sampled.
-        gpu_bytes: of one GPU.
+        device: "gpu", or "cpu" with the memory of the machine.
+        device_bytes: of one GPU; of the machine, for all processes on its CPU.
         full_logits_bytes: what the statistics head does not form.
         notes: what the numbers do not say.
     """
@@ -67,14 +68,16 @@ class Plan:
     terms: list[Term]
     learning_bytes: int
     sampling_bytes: int
-    gpu_bytes: int
+    device: Device
+    device_bytes: int
     full_logits_bytes: int
     notes: list[str]
 
     @property
     def fits(self) -> bool:
         """Whether the larger phase leaves the reserve free."""
-        return max(self.learning_bytes, self.sampling_bytes) <= (1 - RESERVE) * self.gpu_bytes
+        sharing = self.batch.processes if self.device == "cpu" else 1
+        return sharing * max(self.learning_bytes, self.sampling_bytes) <= (1 - RESERVE) * self.device_bytes
 
     def as_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
@@ -92,7 +95,10 @@ def print_plan(made: Plan) -> None:
         f"{shape.kv_heads} of {shape.head_dim}, vocabulary {shape.vocabulary:,}{' (tied)' if shape.tied else ''}",
         highlight=False,
     )
-    table = Table(title=f"batches on {batch.processes} GPU{'s' if batch.processes > 1 else ''}", title_justify="left")
+    place = _several(batch.processes, "GPU", "GPUs")
+    if made.device == "cpu":
+        place = f"the CPU, {_several(batch.processes, 'process', 'processes')}"
+    table = Table(title=f"batches on {place}", title_justify="left")
     table.add_column("")
     table.add_column("", justify="right")
     for name, value in (
@@ -110,7 +116,9 @@ def print_plan(made: Plan) -> None:
 
 
 def _memory_table(made: Plan) -> Table:
-    table = Table(title=f"memory of one GPU, sharding: {made.sharding}", title_justify="left")
+    on_cpu = made.device == "cpu"
+    of = "process" if on_cpu else "GPU"
+    table = Table(title=f"memory of one {of}, sharding: {made.sharding}", title_justify="left")
     for heading, justify in (("", "left"), ("GiB", "right"), ("while", "left"), ("formula", "left")):
         table.add_column(heading, justify=cast(Any, justify), overflow="fold")
     for term in made.terms:
@@ -120,10 +128,16 @@ def _memory_table(made: Plan) -> Table:
         table.add_row(f"sum while {name}", _gib(value), "", "")
     reserve = f"{RESERVE:.0%} kept for what is not calculated"
     verdict = "fits" if made.fits else "[bold]does not fit[/bold]"
-    table.add_row("GPU", _gib(made.gpu_bytes), "", f"{verdict}; {reserve}")
+    if on_cpu and made.batch.processes > 1:
+        verdict = f"{made.batch.processes} processes: {verdict}"
+    table.add_row("machine" if on_cpu else "GPU", _gib(made.device_bytes), "", f"{verdict}; {reserve}")
     logits = f"one float32 tensor tokens x {made.shape.vocabulary:,}, which the statistics head does not form"
     table.add_row("(full logits)", _gib(made.full_logits_bytes), "", logits)
     return table
+
+
+def _several(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
 
 
 def _gib(num_bytes: int) -> str:

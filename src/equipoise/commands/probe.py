@@ -8,7 +8,8 @@ forward pass); then the weights go back. Nothing on disk is changed but the new 
 import csv
 import json
 import logging
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -20,6 +21,8 @@ from torch import Tensor
 from tyro.conf import Positional, arg
 
 from equipoise.commands.data import DataOptions
+from equipoise.commands.probe_passes import Rollout, passes
+from equipoise.commands.probe_time import PASSES, ProbeBar, duration, timed_beginning
 from equipoise.commands.threads import fit_threads
 from equipoise.commands.trusting import TrustOptions
 from equipoise.diagnostics.probe import (
@@ -39,11 +42,10 @@ from equipoise.files import folder_at_once, writing
 from equipoise.models.loading import load_model, load_tokenizer, template_settings
 from equipoise.models.prompts import encoded_prompts
 from equipoise.models.randomness import seeded
-from equipoise.models.sampling import Completion, Sampler, evaluation_mode, rewards_of
+from equipoise.models.sampling import Sampler, evaluation_mode, rewards_of
 from equipoise.models.statistics_head import add_statistics_head
 from equipoise.paths import check_new_file
 from equipoise.polarity import entropy_polarity, expansion_threshold
-from equipoise.progress import SamplingBar
 from equipoise.settings.run import RunSettings
 from equipoise.settings.task_loading import load_task
 from equipoise.tasks.task import Task
@@ -130,40 +132,62 @@ def probe(options: ProbeOptions) -> dict[str, Any]:
     if len(task.train) < needed:
         flags = f"--prompts {sampling.prompts} x --batches {sampling.batches}"
         raise InputError(f"{flags} need {needed} prompts, the data has {len(task.train)}")
-    on_cpu = not torch.accelerator.is_available()
-    model_code = options.trust.model_code(options.model)
-    tokenizer = load_tokenizer(settings.model, trust_remote_code=model_code)
-    # In float32: the step of a usual learning rate is lost in the rounding of bf16 weights.
-    model = load_model(settings.model, on_cpu=on_cpu, dtype=torch.float32, trust_remote_code=model_code)
-    _thaw_adapter(model, settings.model)
-    fit_threads(model, on_cpu=on_cpu)
-    if not on_cpu:
-        cast(Any, model).to(torch.accelerator.current_accelerator())
-    add_statistics_head(model, temperature=sampling.temperature)
+    model, tokenizer = _policy(options, settings.model)
     length = sampling.max_new_tokens or task.max_completion_length or 512
     sampler = Sampler(model, tokenizer, length, sampling.batch_size)
     parts, batches = [], []
-    bar = SamplingBar("probe", needed * sampling.generations)
-    sampler.watch = bar.watch
-    with bar, evaluation_mode(model), seeded(sampling.seed):
+    with evaluation_mode(model), seeded(sampling.seed):
         order = torch.randperm(len(task.train))[:needed].tolist()
         prompts = task.train.select(order)["prompt"][:]
         ids = encoded_prompts(tokenizer, prompts, told, model=options.model, rows=[row + 1 for row in order])
-        for number in range(sampling.batches):
-            part = slice(number * sampling.prompts, (number + 1) * sampling.prompts)
-            rows = task.train.select(order[part])
-            rollout = _sample(sampler, ids[part], rows, task, sampling, bar.update)
-            if not rollout.advantages.any():
-                continue  # no gradient
-            tokens, summary = _probe_batch(model, rollout, options, number)
-            parts.append(tokens)
-            batches.append(summary)
+        with _begun(model, sampler, ids, sampling) as bar:
+            for number in range(sampling.batches):
+                part = slice(number * sampling.prompts, (number + 1) * sampling.prompts)
+                rows = task.train.select(order[part])
+                rollout = _sample(sampler, ids[part], rows, task, sampling, bar.update)
+                if not rollout.advantages.any():
+                    bar.left_out(len(rollout.completions))
+                    continue  # no gradient
+                tokens, summary = _probe_batch(model, rollout, options, number, bar)
+                parts.append(tokens)
+                batches.append(summary)
     if not parts:
         raise InputError(
             f"every group of {sampling.generations} completions got equal rewards: no advantage, nothing to probe; "
             f"raise --generations or --prompts, or take easier or harder prompts"
         )
     return _write(ProbeTokens.concatenated(parts), batches, tokenizer, options)
+
+
+def _policy(options: ProbeOptions, name: str) -> tuple[Any, Any]:
+    """Model and tokenizer, on their device, with the statistics head."""
+    on_cpu = not torch.accelerator.is_available()
+    model_code = options.trust.model_code(options.model)
+    tokenizer = load_tokenizer(name, trust_remote_code=model_code)
+    # In float32: the step of a usual learning rate is lost in the rounding of bf16 weights.
+    model = load_model(name, on_cpu=on_cpu, dtype=torch.float32, trust_remote_code=model_code)
+    _thaw_adapter(model, name)
+    fit_threads(model, on_cpu=on_cpu)
+    if not on_cpu:
+        cast(Any, model).to(torch.accelerator.current_accelerator())
+    add_statistics_head(model, temperature=options.sampling.temperature)
+    return model, tokenizer
+
+
+def _begun(model: Any, sampler: Sampler, ids: list[list[int]], sampling: ProbeSampling) -> ProbeBar:
+    """A bar over all completions; how long they will take is said before they are begun."""
+    number, most = len(ids) * sampling.generations, sampler.max_new_tokens
+    longest = sorted(ids, key=len, reverse=True)[: sampling.prompts]
+    repeated = [i for i in longest for _ in range(sampling.generations)]
+    expected = timed_beginning(model, sampler, repeated, sampling.batch_size)
+    print(
+        f"{number:,} completions of at most {most:,} tokens, and {len(PASSES)} passes over them: about "
+        f"{duration(sampling.batches * expected.seconds)} if all are as long, by the time of the first tokens",
+        file=sys.stderr,
+    )
+    bar = ProbeBar(number, expected)
+    sampler.watch = bar.watch
+    return bar
 
 
 def _thaw_adapter(model: Any, name: str) -> None:
@@ -198,16 +222,6 @@ def _template_kwargs(options: ProbeOptions) -> dict[str, Any]:
     return template_settings(given)
 
 
-@dataclass(frozen=True)
-class _Rollout:
-    """Completions of one batch with their group-normalised advantages; prompt and sample number each of them."""
-
-    prompt_ids: list[list[int]]
-    completions: list[Completion]
-    advantages: Tensor
-    rewards: list[float]
-
-
 def _sample(
     sampler: Sampler,
     ids: list[list[int]],
@@ -215,32 +229,36 @@ def _sample(
     task: Task,
     sampling: ProbeSampling,
     done: Callable[[int], Any],
-) -> _Rollout:
+) -> Rollout:
     repeated = [i for i in ids for _ in range(sampling.generations)]
     completions = sampler.completions(repeated, sampling.temperature, done)
     scored = rewards_of(task.reward, rows, completions, sampling.generations)
     rewards = torch.tensor([0.0 if r is None else r for r in scored]).view(-1, sampling.generations)
     centred = rewards - rewards.mean(1, keepdim=True)
     advantages = centred / (rewards.std(1, keepdim=True) + 1e-4)  # as in GRPO
-    return _Rollout(repeated, completions, advantages.flatten(), rewards.flatten().tolist())
+    return Rollout(repeated, completions, advantages.flatten(), rewards.flatten().tolist())
 
 
 def _probe_batch(
-    model: Any, rollout: _Rollout, options: ProbeOptions, number: int
+    model: Any, rollout: Rollout, options: ProbeOptions, number: int, bar: ProbeBar
 ) -> tuple[ProbeTokens, dict[str, float]]:
     parameters = [p for p in model.parameters() if p.requires_grad]
     num_tokens = sum(len(c.ids) for c in rollout.completions)
     advantages = rollout.advantages.to(model.device)
     before: list[tuple[TokenStatistics, Tensor]] = []
     model.zero_grad(set_to_none=True)
-    for place, statistics, scored in _passes(model, rollout, options.sampling.batch_size):
-        before.append((TokenStatistics(*(x.detach() for x in statistics)), scored))
-        objective = (statistics.logprob * advantages[place, None])[scored].sum() / num_tokens
-        (-objective).backward()
+    with bar.passing("objective") as passed:
+        for place, statistics, scored in passes(model, rollout, options.sampling.batch_size):
+            before.append((TokenStatistics(*(x.detach() for x in statistics)), scored))
+            objective = (statistics.logprob * advantages[place, None])[scored].sum() / num_tokens
+            (-objective).backward()
+            passed(len(scored))
     gradient = [None if p.grad is None else p.grad.clone() for p in parameters]
     model.zero_grad(set_to_none=True)
-    for _, statistics, scored in _passes(model, rollout, options.sampling.batch_size):
-        (statistics.entropy[scored].sum() / num_tokens).backward()
+    with bar.passing("entropy") as passed:
+        for _, statistics, scored in passes(model, rollout, options.sampling.batch_size):
+            (statistics.entropy[scored].sum() / num_tokens).backward()
+            passed(len(scored))
     entropy_gradient = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters]
     original = [p.detach().clone() for p in parameters]
     for parameter, value in zip(parameters, gradient, strict=True):
@@ -251,7 +269,11 @@ def _probe_batch(
     with torch.no_grad():
         step = [p - o for p, o in zip(parameters, original, strict=True)]
         first_order = sum(float((g.double() * d.double()).sum()) for g, d in zip(entropy_gradient, step, strict=True))
-        after = [statistics.entropy for _, statistics, _ in _passes(model, rollout, options.sampling.batch_size)]
+        after = []
+        with bar.passing("after the step") as passed:
+            for _, statistics, scored in passes(model, rollout, options.sampling.batch_size):
+                after.append(statistics.entropy)
+                passed(len(scored))
         for parameter, value in zip(parameters, original, strict=True):
             parameter.copy_(value)
     tokens = _tokens(rollout, before, after, options.sampling.generations, number)
@@ -266,27 +288,8 @@ def _probe_batch(
     }
 
 
-def _passes(model: Any, rollout: _Rollout, batch_size: int) -> Iterator[tuple[slice, TokenStatistics, Tensor]]:
-    """Statistics [sequences, length - 1] of some sequences at a time, and which of their tokens were sampled."""
-    for begin in range(0, len(rollout.completions), batch_size):
-        place = slice(begin, begin + batch_size)
-        pairs = list(zip(rollout.prompt_ids[place], rollout.completions[place], strict=True))
-        length = max(len(prompt) + len(completion.ids) for prompt, completion in pairs)
-        ids, labels, mask = torch.zeros(3, len(pairs), length, dtype=torch.long)
-        labels -= 100
-        for row, (prompt, completion) in enumerate(pairs):
-            end = len(prompt) + len(completion.ids)
-            ids[row, :end] = torch.tensor(prompt + completion.ids)
-            labels[row, len(prompt) : end] = torch.tensor(completion.ids)
-            mask[row, :end] = 1
-        ids, labels, mask = (x.to(model.device) for x in (ids, labels, mask))
-        output = model(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True)
-        statistics = TokenStatistics(output.log_probs, output.entropy, output.tendency, output.correction)
-        yield place, statistics, labels[:, 1:] != -100
-
-
 def _tokens(
-    rollout: _Rollout, before: list[tuple[TokenStatistics, Tensor]], after: list[Tensor], generations: int, number: int
+    rollout: Rollout, before: list[tuple[TokenStatistics, Tensor]], after: list[Tensor], generations: int, number: int
 ) -> ProbeTokens:
     lengths = np.array([len(c.ids) for c in rollout.completions])
     sequence = np.repeat(np.arange(len(lengths)), lengths)

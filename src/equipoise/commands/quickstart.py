@@ -8,7 +8,7 @@ goes on.
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from equipoise.commands.evaluate import print_table
+from equipoise.commands.evaluation_table import print_compared
 from equipoise.commands.side_by_side import Job, train_or_continue, work
 from equipoise.diagnostics.figure import comparison_figure
 from equipoise.diagnostics.report import write_report
@@ -61,7 +61,7 @@ def quickstart(options: QuickstartOptions) -> None:
     print("3/3  Results on held-out prompts")
     records = [read_run(folder / name) for name in RECIPES]
     start = {"warm start": records[0].evaluations[0]}
-    print_table(start | {record.name: record.evaluations[-1] for record in records})
+    print_compared(start | {record.name: record.evaluations[-1] for record in records})
     comparison_figure(records, folder / PICTURE, title=f"Number ladder, 8 updates per rollout batch, seed {seed}")
     write_report([folder / name for name in RECIPES], folder / REPORT, title="Quick start", force=True)
     print(f"\nPicture: {folder / PICTURE}")

@@ -126,12 +126,14 @@ class ParameterCount:
         trainable: those that get a gradient.
         layer: of the largest decoder layer.
         outside: not in a decoder layer: embedding, LM head, final norm.
+        adapted: linear parts of a decoder layer that have an adapter, by name (`q_proj`).
     """
 
     total: int
     trainable: int
     layer: int
     outside: int
+    adapted: tuple[str, ...] = ()
 
 
 def parameter_count(config: Any, lora: Any = None) -> ParameterCount:
@@ -157,4 +159,5 @@ def parameter_count(config: Any, lora: Any = None) -> ParameterCount:
 
         adapted = get_peft_model(model, lora)
         trainable = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
-    return ParameterCount(base + trainable, trainable, max(layers), base - sum(layers))
+        names = {name.split(".")[-2] for name, _ in adapted.named_modules() if name.endswith(".lora_A")}
+    return ParameterCount(base + trainable, trainable, max(layers), base - sum(layers), tuple(sorted(names)))

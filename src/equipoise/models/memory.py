@@ -1,10 +1,11 @@
-"""Bytes that training and sampling need on one GPU, term by term: calculated, not measured.
+"""Bytes that training and sampling need on one GPU or a CPU, term by term: calculated, not measured.
 
 The activations of a layer are what autograd keeps of it, counted in transformers' Llama, Qwen2 and Qwen3 and held by a
 test that counts them again. What no formula here knows is left to a reserve: the allocator's gaps, the workspaces of
 products, buffers of NCCL and of vLLM, gradients of activations on their way.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -41,6 +42,12 @@ class Term:
     num_bytes: int
     formula: str
     phase: Phase = "always"
+
+
+LIBRARIES = Term(
+    "libraries", int(0.66 * 2**30), "allowance: Python, torch, transformers, TRL as loaded, measured before the model"
+)
+"""Of a process on a CPU. A figure of one installation (docs/recipes.md), not a formula."""
 
 
 @dataclass(frozen=True)
@@ -137,8 +144,31 @@ def layer_activation_bytes(shape: Shape, *, residual: int, compute: int) -> int:
     return norms + inputs + qkv + feed_forward
 
 
+LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""The linear parts of a decoder layer."""
+
+
+def adapted_layer_activation_bytes(shape: Shape, adapted: Collection[str], rank: int) -> int:
+    """`layer_activation_bytes` of a frozen layer in float32 of which some linear parts have a LoRA adapter.
+
+    A frozen weight needs no input for a gradient of its own: what stays are the inputs of norms, attention and the
+    gates, those of the adapters, and what lies between an adapter's two matrices.
+
+    Args:
+        shape: of the model.
+        adapted: of `LINEAR`.
+        rank: of the adapters.
+    """
+    names = set(adapted)
+    norms = 2 * (shape.hidden + 1) + shape.normed_heads * (shape.heads + shape.kv_heads) * (shape.head_dim + 1)
+    attention = 4 * shape.heads * shape.head_dim + shape.heads  # queries, keys, values, output; logsumexp
+    feed_forward = (3 + ("down_proj" in names)) * shape.intermediate
+    inputs = bool(names & set(LINEAR[:3])) + bool(names & set(LINEAR[4:6]))
+    return FLOAT32 * (norms + attention + feed_forward + inputs * shape.hidden + rank * len(names))
+
+
 def activation_terms(
-    shape: Shape, *, rows: int, length: int, residual: int, compute: int, checkpointing: bool, masked: bool
+    shape: Shape, *, rows: int, length: int, layer: int, residual: int, compute: int, checkpointing: bool, masked: bool
 ) -> list[Term]:
     """What the forward pass of one micro-batch leaves for its backward pass.
 
@@ -146,13 +176,13 @@ def activation_terms(
         shape: of the model.
         rows: sequences.
         length: tokens of each, prompt and completion.
+        layer: bytes that a decoder layer keeps per token, as above.
         residual: bytes of an element of the residual stream.
         compute: bytes of an operand of the products.
         checkpointing: only the input of each layer is kept, and one layer at a time is formed again.
         masked: attention takes a mask [rows, length, length] (sdpa with padding), kept in each layer.
     """
     tokens = rows * length
-    layer = layer_activation_bytes(shape, residual=residual, compute=compute)
     mask = rows * length * length * compute if masked else 0
     suffix = f" + mask {compute} B x {rows} x {length:,}^2" if masked else ""
     size = f"{rows} x {length:,} tokens"
@@ -167,17 +197,27 @@ def activation_terms(
     ]  # fmt: skip
 
 
-def statistics_term(shape: Shape, *, scored: int, compute: int) -> Term:
+def statistics_term(shape: Shape, *, scored: int, compute: int, device: Literal["cpu", "gpu"] = "gpu") -> Term:
     """What the statistics head keeps and works in.
 
     Hidden states and eight numbers per token; one tile of logits in float32, with its gradient in the type of the
     products; the gradient in the hidden states in float32. A Hopper GPU needs less: no logits, wider tiles.
     """
-    tile = tile_width(scored, shape.vocabulary, torch.device("cuda"))
+    tile = tile_width(scored, shape.vocabulary, torch.device("cuda" if device == "gpu" else "cpu"))
     per_logit = FLOAT32 + (compute if compute < FLOAT32 else 0)
     per_token = (compute + FLOAT32) * shape.hidden + 8 * FLOAT32 + per_logit * tile
     formula = f"({compute + FLOAT32} B x {shape.hidden:,} + 32 B + {per_logit} B x {tile:,}) x {scored:,} tokens"
     return Term("statistics head", per_token * scored, formula, "learning")
+
+
+def tied_gradient_term(shape: Shape, element: int) -> Term:
+    """The gradient that a tied embedding forms of its own, at the end of a backward pass, beside that of the LM head.
+
+    On a GPU it finds the room that the activations have left by then; on a CPU the heap has not given that back.
+    """
+    num_bytes = element * shape.vocabulary * shape.hidden
+    formula = f"{element} B x {shape.vocabulary:,} x {shape.hidden:,}: formed beside the head's, and added"
+    return Term("embedding's gradient", num_bytes, formula, "learning")
 
 
 def full_logits_bytes(shape: Shape, scored: int) -> int:
