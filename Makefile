@@ -1,4 +1,5 @@
 # make quickstart   warm start, two runs, evaluation, a table and a picture (runs/quickstart)
+# make real-model   the same with a real language model, from a package: GRPO, a fixed clip, equipoise (runs/real-model)
 # make test         the tests
 # make test-fast    those of them that take no more than a few seconds each, in one process each
 # make fuzz N=10000   so many hostile inputs to every command (SEED=1, KIND=study); those that fail are kept in runs/fuzz
@@ -22,10 +23,14 @@ VERL_BIN := $(VERL)/bin
 # Threads of a tiny model on a few busy cores only wait for each other.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart test test-fast test-vllm test-verl test-trl fuzz verl-demo wheels lint clean
+.PHONY: quickstart real-model test test-fast test-vllm test-verl test-trl fuzz verl-demo wheels lint clean
 
 quickstart: $(RUN)
 	$(BIN)/equipoise quickstart
+
+# What of it is finished is kept: the same command goes on. More: recipes/real_model/run.py --help
+real-model: $(VENV)/.installed-real-model
+	$(BIN)/python recipes/real_model/run.py
 
 # Processes that share the test files among them.
 WORKERS ?= 2
@@ -87,6 +92,10 @@ $(RUN): pyproject.toml constraints.txt | $(VENV)
 
 $(DEV): $(RUN)
 	$(INSTALL) -e ".[dev]"
+	@touch $@
+
+$(VENV)/.installed-real-model: $(RUN)
+	$(INSTALL) -e ".[real_model]"
 	@touch $@
 
 $(VLLM)/.installed: pyproject.toml constraints-vllm.txt
