@@ -77,6 +77,7 @@ def test_the_recipe_trains_and_evaluates_on_the_real_file(tmp_path, monkeypatch)
     assert (len(train), len(test)) == (2579, 1319)
     tiny_model("Qwen/Qwen2.5-7B", "data:runs/gsm8k/train.jsonl", tmp_path / "model")
     few = "--max_completion_length 8 --steps_per_generation 1 --max_steps 1 --evaluate_every 1 --evaluate_prompts 2"
+    few += " --task data:runs/gsm8k/train.jsonl?limit=8 --eval_task data:runs/gsm8k/test.jsonl?limit=2"
     command = ["train", "--config", str(RECIPE), "--model", "model", "--output_dir", "run", *few.split()]
     assert main([*command, "--evaluate_samples", "1", "--evaluate_k", "1", "--record_tokens", "1"]) == 0
     evaluations = rows(Path("run/evaluation.jsonl"))
