@@ -36,6 +36,16 @@ def raise_interrupted(number: int, _frame: FrameType | None = None) -> None:
 
 
 @contextmanager
+def advised(advice: str) -> Iterator[None]:
+    """Within the block, an interruption says what is to be done next."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        error.args = (f"interrupted; {advice}",)
+        raise
+
+
+@contextmanager
 def handled(handler: Callable[[int, FrameType | None], Any], numbers: tuple[signal.Signals, ...]) -> Iterator[None]:
     """Within the block, these signals come to `handler`; signals that are ignored, or handled outside Python, stay so.
 

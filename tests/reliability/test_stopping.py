@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 
 import forked_commands
 import pytest
@@ -96,7 +97,8 @@ def test_other_commands_end_by_sigterm_with_one_line_and_nothing_half_written(wo
     os.kill(process.pid, signal.SIGTERM)
     process.join(60)
     assert process.exitcode == 143
-    assert told(workplace) == ["equipoise: interrupted"]
+    (line,) = told(workplace)
+    assert line.startswith("equipoise: interrupted; the same command goes on")
     assert {p.name for p in workplace.iterdir()} - before == {"output", "changes", "samples"}
     assert not list(workplace.rglob("*.part"))
 
@@ -220,3 +222,23 @@ def test_a_command_that_was_refused_leaves_the_handlers_as_they_were(workplace, 
     assert signal.getsignal(signal.SIGTERM) == before
     assert "Traceback" not in capsys.readouterr().err
     assert sys.exc_info() == (None, None, None)
+
+
+@pytest.mark.parametrize(("words", "place", "advice"), [
+    (["quickstart", "--output", "q"], "quickstart.warm_start_ladder", "the same command goes on"),
+    (["compare", "s.yaml", "--output", "o"], "compare.command.carry_out", "the same command goes on"),
+    (["evaluate", "model", "--dataset", "data.jsonl"], "evaluate._evaluate", "not kept"),
+    (["evaluate", "model", "--dataset", "data.jsonl", "--samples_output", "s"], "evaluate._evaluate", "goes on"),
+])  # fmt: skip
+@pytest.mark.parametrize(("number", "code"), SIGNALS, ids=["SIGTERM", "SIGINT"])
+def test_commands_that_take_long_say_how_they_go_on(workplace, monkeypatch, capsys, words, place, advice, number, code):
+    Path("s.yaml").write_text("base: {model: model, task: ladder, use_cpu: true}\nmethods: {a: {}}\n")
+
+    def interrupted(*_, **__):
+        raise Interrupted(number) if number == signal.SIGTERM else KeyboardInterrupt
+
+    monkeypatch.setattr(f"equipoise.commands.{place}", interrupted)
+    assert main(words) == code
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("equipoise: ")]
+    assert "interrupted; " in line
+    assert advice in line

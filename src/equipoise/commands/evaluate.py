@@ -20,6 +20,7 @@ from equipoise.diagnostics.run_folder import CONFIG_FILE, is_run_folder, model_o
 from equipoise.diagnostics.trust import named_code, require_trust
 from equipoise.errors import InputError, read_from, require
 from equipoise.files import write_at_once
+from equipoise.interrupts import advised
 from equipoise.models.evaluation import Evaluation
 from equipoise.models.loading import load_model, load_tokenizer, template_settings
 from equipoise.models.prompts import encoded_prompts, tell_untold
@@ -117,7 +118,9 @@ def evaluate_models(options: EvaluateOptions) -> dict[str, dict[str, Evaluation]
     _check(options)
     held_out = {name: _benchmarks(name, options) for name in options.models}
     files = {name: _sample_files(number, name, held_out[name], options) for number, name in enumerate(options.models)}
-    evaluations = {name: _evaluate(name, data, files[name], options) for name, data in held_out.items()}
+    kept = "what was sampled is not kept (--samples_output)"
+    with advised(kept if options.samples_output is None else "the same command goes on after the samples that it has"):
+        evaluations = {name: _evaluate(name, data, files[name], options) for name, data in held_out.items()}
     numbers = {name: {b: e.as_dict() for b, e in found.items()} for name, found in evaluations.items()}
     print_evaluations(numbers)
     _write(options.output or (), numbers)

@@ -15,6 +15,7 @@ from equipoise.diagnostics.report import write_report
 from equipoise.diagnostics.run_folder import MODEL_FOLDER, is_run_folder
 from equipoise.diagnostics.runs import read_run
 from equipoise.errors import InputError, require
+from equipoise.interrupts import advised
 from equipoise.models.architectures import recipe_folder
 from equipoise.models.warm_starts import warm_start_ladder
 from equipoise.settings.reading import read_yaml
@@ -52,6 +53,11 @@ def quickstart(options: QuickstartOptions) -> None:
     """
     folder, seed = options.output, options.seed
     _check_seed(folder, seed)
+    with advised("the same command goes on"):
+        _make(folder, seed)
+
+
+def _make(folder: Path, seed: int) -> None:
     base = folder / "base"
     if not base.exists():
         print("1/3  Warm start: supervised training of a small transformer on random walks")

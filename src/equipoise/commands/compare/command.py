@@ -16,6 +16,7 @@ from equipoise.commands.compare.runs import carry_out
 from equipoise.commands.compare.study import file_name, read_study
 from equipoise.errors import InputError, require
 from equipoise.files import write_at_once
+from equipoise.interrupts import advised
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ def compare(options: CompareOptions) -> int:
     output = options.output or Path("runs") / options.study.stem
     study = read_study(options.study, seeds=None if options.seeds is None else list(options.seeds))
     num_jobs = options.jobs or (1 if torch.accelerator.is_available() else os.cpu_count() or 1)
-    failures = {} if options.report else carry_out(study, output, num_jobs=num_jobs)
+    with advised("the same command goes on with the runs that are not finished"):
+        failures = {} if options.report else carry_out(study, output, num_jobs=num_jobs)
     rows = rows_of(study, output, failures)
     if not rows:
         raise InputError(f"{output} holds no finished run of {options.study}")
