@@ -35,8 +35,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 SECONDS = 30
-"""For one case; a tiny training takes one or two."""
+"""Of processor time for one case; a tiny training takes one or two."""
+
+PATIENCE = 10
+"""Times as many seconds by the clock: for one that waits, or a busy machine."""
 
 MEMORY = 24 * 2**30
 """Bytes of addresses: the loaded libraries map several GB."""
@@ -207,6 +212,7 @@ def pairs(count: int, seed: int) -> list[Case]:
 
 
 def _word(value: Any) -> str:
+    """The YAML of a key's value."""
     return value if isinstance(value, str) and value and value[0] not in "'\"[{!" else json.dumps(value)
 
 
@@ -228,11 +234,11 @@ def keys_of(case: Case) -> dict[str, Any]:
 
 def _option(case: Case) -> list[str]:
     ((name, value),) = case.keys
-    words = COMMANDS[case.command]
+    words, told = COMMANDS[case.command], value if isinstance(value, str) else json.dumps(value)
     if name in ("models", "model", "target", "folder", "runs", "study"):
-        return [case.command, _word(value), *words[1:]]
+        return [case.command, told, *words[1:]]
     kept = [word for word in words if not word.startswith(f"--{name}=")]
-    return [case.command, *kept, f"--{name}" if value is True else f"--{name}={_word(value)}"]
+    return [case.command, *kept, f"--{name}" if value is True else f"--{name}={told}"]
 
 
 def prepare(folder: Path) -> None:
@@ -283,11 +289,13 @@ def outcome(words: list[str], folder: Path) -> dict[str, Any]:
 
 
 def _waited(child: int) -> int | str:
-    end = time.monotonic() + SECONDS
+    end, process = time.monotonic() + PATIENCE * SECONDS, psutil.Process(child)
     while time.monotonic() < end:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             return os.waitstatus_to_exitcode(status)
+        if sum(process.cpu_times()[:2]) > SECONDS:
+            break
         time.sleep(0.01)
     os.killpg(child, signal.SIGKILL)
     os.waitpid(child, 0)
