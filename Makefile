@@ -30,7 +30,7 @@ quickstart: $(RUN)
 
 # What of it is finished is kept: the same command goes on. More: recipes/real_model/run.py --help
 real-model: $(VENV)/.installed-real-model
-	$(BIN)/python recipes/real_model/run.py
+	$(BIN)/python recipes/real_model/run.py --lora
 
 # Processes that share the test files among them.
 WORKERS ?= 2
