@@ -246,7 +246,7 @@ def test_vllm_takes_its_share_in_one_phase_or_both():
     assert awake.learning_bytes - asleep.learning_bytes == 20 * GIB
     assert awake.sampling_bytes == asleep.sampling_bytes
     sequence = 1536 * memory.kv_cache_bytes(awake.shape, 2)
-    assert f"{(20 * GIB - 2 * awake.parameters.total) // sequence} sequences of full length" in "\n".join(awake.notes)
+    assert f"{(20 * GIB - 2 * awake.parameters.total) // sequence} sequences of full length" in awake.notes[0]
     server = plan(keys(use_vllm=True, vllm_mode="server"), GPU)
     assert server.sampling_bytes == server.learning_bytes - sum(
         t.num_bytes for t in server.terms if t.phase == "learning"

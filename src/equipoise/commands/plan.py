@@ -86,8 +86,8 @@ def plan(values: dict[str, Any], options: PlanOptions) -> Plan:
         terms.append(memory.tied_gradient_term(shape, types.saved))
     sampled, notes = _sampling_terms(shape, parameters, config, batch, options.prompt_tokens, place, types)
     terms += sampled
-    notes = [f"prompts of at most {options.prompt_tokens:,} tokens (--prompt_tokens)", *notes]
     notes += _notes(types, sharding, settings, config, place)
+    notes.append(f"for prompts of at most {options.prompt_tokens:,} tokens (--prompt_tokens)")
     sums = {
         phase: sum(term.num_bytes for term in terms if term.phase in ("always", phase))
         for phase in ("learning", "sampling")
