@@ -95,7 +95,7 @@ $(DEV): $(RUN)
 	@touch $@
 
 $(VENV)/.installed-real-model: $(RUN)
-	$(INSTALL) -e ".[real_model]"
+	$(INSTALL) -e ".[real-model]"
 	@touch $@
 
 $(VLLM)/.installed: pyproject.toml constraints-vllm.txt

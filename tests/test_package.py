@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -173,3 +174,18 @@ def test_import_order_sees_imports():
 def test_core_imports_no_host_even_when_called(path):
     imported = {name.split(".")[0] for name in imported_modules(ast.parse(path.read_text()), ["equipoise"])}
     assert not imported & set(HOSTS) - {"triton"}  # kernels may load triton when they are called
+
+
+def test_extras_can_be_installed_by_the_names_that_are_told():
+    """Without underscores: the pip of Python 3.11 does not find an extra that has one."""
+    top = Path(__file__).parents[1]
+    extras = tomllib.loads((top / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert not [name for name in extras if "_" in name]
+    places = [*SOURCE.rglob("*.py"), *top.glob("docs/**/*.md"), *top.glob("recipes/**/*.*"), *top.glob("*.md")]
+    told = {
+        extra
+        for path in [*places, top / "Makefile"]
+        for names in re.findall(r"(?:\bequipoise|[\"' ]\.)\[([a-z][\w,-]*)\]", path.read_text())
+        for extra in names.split(",")
+    }
+    assert {"peft", "reasoning-gym", "real-model"} <= told <= set(extras)

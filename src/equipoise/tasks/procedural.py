@@ -166,7 +166,7 @@ def _registered() -> dict[str, tuple[type, type]]:
         from reasoning_gym.factory import DATASETS
     except ImportError as error:
         raise InputError(
-            f"tasks of reasoning_gym need its package: pip install 'equipoise[reasoning_gym]' ({one_line(error)})"
+            f"tasks of reasoning_gym need its package: pip install 'equipoise[reasoning-gym]' ({one_line(error)})"
         ) from error
     return DATASETS
 
