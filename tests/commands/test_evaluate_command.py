@@ -18,7 +18,6 @@ from equipoise.commands import evaluate as comparison
 from equipoise.commands.evaluation_table import as_csv, as_markdown, print_compared, print_evaluations
 from equipoise.errors import InputError
 from equipoise.models import resumable_evaluation
-from equipoise.models.evaluation import evaluate_policy
 from equipoise.models.resumable_evaluation import SampleFile, evaluate_in_batches
 from equipoise.models.sampling import Completion, Sampler
 from equipoise.models.vllm_sampling import VllmSampler, vllm_engine
@@ -170,12 +169,6 @@ def test_the_entropy_is_that_of_the_distributions_sampled_from(sampler, encoded)
         for completion in record["completions"]:
             total, count = total + completion["entropy"] * completion["length"], count + completion["length"]
     assert evaluation.mean_entropy == pytest.approx(total / count)
-
-
-def test_entropy_is_not_measured_where_it_was_not_asked_for():
-    settings = {"num_samples": 2, "ks": (1,), "max_new_tokens": 4, "progress": False}
-    evaluation = evaluate_policy(tiny_model(), character_tokenizer(), DATA, digits, **settings)
-    assert evaluation.mean_entropy is None
 
 
 class Engine:

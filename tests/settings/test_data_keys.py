@@ -80,5 +80,5 @@ def test_what_cannot_be_read(keys, message):
 def test_all_groups_together_are_the_settings():
     names = [name for group in GROUPS for name in group.__dataclass_fields__]
     assert sorted(names) == sorted(RunSettings.__dataclass_fields__)
-    assert len(names) == len(set(names)) == 20
+    assert len(names) == len(set(names)) == 21
     assert all((group.__doc__ or "").rstrip(".").count(".") == 0 for group in GROUPS)

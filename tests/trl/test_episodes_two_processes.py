@@ -62,10 +62,18 @@ def test_processes_share_the_prompts_of_single_answers(two, count):
     assert first["in_step"] == second["in_step"] == two.sharded
     assert first["samples"] == second["samples"]
     alone = evaluated(tiny_model(), count, EvaluationRanks(own_seeds=True))
-    assert first["samples"][count] == alone.samples
+    assert without_entropies(first["samples"][count]) == without_entropies(alone.samples)
     assert len({c["text"] for record in alone.samples for c in record["completions"]}) > 2
     today = evaluated(tiny_model(), count, None)
     assert [record["greedy"] for record in first["samples"][count]] == [record["greedy"] for record in today.samples]
+
+
+def without_entropies(records):
+    """What an evaluation sampled; entropies differ in their last digits with what shares a batch."""
+    return [
+        record | {"completions": [{k: v for k, v in c.items() if k != "entropy"} for c in record["completions"]]}
+        for record in records
+    ]
 
 
 @pytest.mark.parametrize("part", ["evaluation", "training"])

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 from importlib.resources import files
 from typing import Any
 
-import yaml
 from datasets import Dataset
 
+from equipoise.inputs.yaml_text import yaml_value
 from equipoise.tasks.task import Task, completion_text
 
 MEMBERS_FILE = "categories.yaml"
@@ -184,9 +184,7 @@ def words(text: str) -> list[str]:
 def members() -> dict[str, dict[str, list[str]]]:
     """Category -> member -> its spellings, the first of which is the member's name."""
     text = (files("equipoise.tasks") / MEMBERS_FILE).read_text(encoding="utf-8")
-    spelt = {
-        category: [_spellings(entry) for entry in line.split(",")] for category, line in yaml.safe_load(text).items()
-    }
+    spelt = {category: [_spellings(entry) for entry in line.split(",")] for category, line in yaml_value(text).items()}
     return {category: {spellings[0]: spellings for spellings in entries} for category, entries in spelt.items()}
 
 
