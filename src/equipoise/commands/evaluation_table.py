@@ -92,8 +92,8 @@ def print_compared(evaluations: dict[str, dict[str, Any]]) -> None:
     rows = [[e["greedy"], *(e["pass_at"].get(k) for k in ks), e["distinct_correct_at"].get(ks[-1])]
             for e in evaluations.values()]  # fmt: skip
     caption = (
-        f"{first['num_prompts']} held-out prompts with 95% intervals, {first['num_samples']} samples each at temperature "
-        f"{first['temperature']:g}"
+        f"{first['num_prompts']} held-out prompts with 95% intervals, {first['num_samples']} samples each at "
+        f"temperature {first['temperature']:g}"
     )
     table = Table(title=caption, title_justify="left", box=box.SIMPLE, collapse_padding=True, pad_edge=False)
     table.add_column("model", overflow="fold")
