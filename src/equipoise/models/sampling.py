@@ -1,5 +1,6 @@
 """Sampling completions from a model as it is, and scoring them: what evaluation and the probe share."""
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
@@ -209,12 +210,16 @@ class Sampler:
     def _shared_prefixes(self, prompt_ids: list[list[int]]) -> DynamicCache | None:
         """Keys and values of all prompt tokens but the last, which the samples of one prompt have in common.
 
-        Computed once for each different prompt. None where that would not pay, or where the model keeps something else
-        (a window, a state) or is sharded.
+        Computed once for each different prompt. None where that would not pay, where the model keeps something else
+        (a window, a state), takes no positions (ALiBi) or has virtual tokens before the prompt, or is sharded.
         """
         places: dict[tuple[int, ...], int] = {}
         rows = [places.setdefault(tuple(ids), len(places)) for ids in prompt_ids]
         if self.ranks.in_step or 2 * len(places) > len(rows) or max(map(len, places)) <= LEAST_SHARED:
+            return None
+        decoder = self.model.get_decoder()
+        virtual = getattr(getattr(self.model, "active_peft_config", None), "is_prompt_learning", False)
+        if virtual or "position_ids" not in inspect.signature(decoder.forward).parameters:
             return None
         cache = DynamicCache(config=self.model.config.get_text_config())
         if not cache.layers or any(type(layer) is not DynamicLayer for layer in cache.layers):
@@ -222,7 +227,6 @@ class Sampler:
         padded, mask = (tensor[:, :-1].to(self.model.device) for tensor in self._padded([list(ids) for ids in places]))
         with torch.no_grad():
             positions = (mask.cumsum(-1) - 1).clamp(min=0)
-            decoder = self.model.get_decoder()
             decoder(padded, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
         cache.batch_select_indices(torch.tensor(rows, device=self.model.device))
         return cache

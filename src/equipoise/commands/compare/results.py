@@ -31,12 +31,12 @@ def _end(curve: np.ndarray) -> float:
 
 
 TRAINING: dict[str, tuple[str, Callable[[np.ndarray], float]]] = {
-    "entropy": ("equipoise/entropy", lambda x: _end(x)),
+    "entropy": ("equipoise/entropy", _end),
     "gradient norm": (GRADIENT_NORM, lambda x: float(np.median(x))),
     "largest gradient norm": (GRADIENT_NORM, lambda x: float(x.max())),
     "ratio tail": ("equipoise/ratio_tail_fraction", lambda x: float(x.mean())),
-    "lower bound": ("equipoise/bounds_low", lambda x: _end(x)),
-    "upper bound": ("equipoise/bounds_high", lambda x: _end(x)),
+    "lower bound": ("equipoise/bounds_low", _end),
+    "upper bound": ("equipoise/bounds_high", _end),
     "exhausted": ("equipoise/bounds_exhausted", lambda x: float(x.mean())),
 }
 """Entropy and bounds are means over the last eighth of the updates, the gradient norm is the median and the maximum of
