@@ -11,6 +11,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
     GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
@@ -525,3 +527,18 @@ def test_samples_of_one_prompt_share_what_is_computed_of_it(monkeypatch, layers)
     assert [c.entropy for c in together] == pytest.approx([c.entropy for c in apart], abs=1e-12)
     assert seen[0] == (15, 30)
     assert shapes[:2] == ([(3, 29), (15, 1)] if layers is None else seen[:2])
+
+
+@pytest.mark.parametrize("kind", ["ALiBi", "virtual tokens"])
+def test_nothing_is_shared_where_prefixes_are_more_than_tokens_and_positions(kind):
+    tokenizer = ladder_tokenizer()
+    if kind == "ALiBi":
+        model = BloomForCausalLM(BloomConfig(vocab_size=len(tokenizer), hidden_size=16, n_layer=1, n_head=2))
+    else:
+        peft = pytest.importorskip("peft")
+        prefix = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+        model = peft.get_peft_model(small_model(tokenizer), prefix)
+    sampler = Sampler(model.eval(), tokenizer, 3, 8)
+    prompts = [tokenizer(" ".join(["+1"] * 30))["input_ids"]] * 4
+    assert sampler._shared_prefixes(prompts) is None
+    assert len(sampler.completions(prompts, 1.0, lambda count: None)) == 4
